@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One link: the writer. Batches of pages go in by address order, a bounded number of threads classify and compress them, the
+ * output goes to a sink in the order of submission. The reader is in reader.h.
+ */
+#ifndef WPT_LAYER_H
+#define WPT_LAYER_H
+
+#include "base.h"
+#include "ledger.h"
+#include "store.h"
+
+#define WPT_BATCH_PAGES 256u  /* pages of data in a batch at most: 1 MiB */
+#define WPT_BATCH_ITEMS 256u
+
+enum wpt_item_kind {
+	WPT_ITEM_DATA = 1,        /* nr_pages of the batch's data, in the order of the items */
+	WPT_ITEM_ZERO = 2,        /* read as zeros, no data */
+	WPT_ITEM_UNREADABLE = 3,
+	WPT_ITEM_GUARD = 4,
+	WPT_ITEM_TORN = 5         /* as DATA, flagged: it changed while it was copied */
+};
+
+struct wpt_item {
+	uint64_t addr;
+	uint64_t nr_pages;
+	uint32_t kind;
+};
+
+struct wpt_batch {
+	struct wpt_batch *next;       /* the writer's */
+	uint64_t order;               /* the writer's */
+	uint8_t *data;                /* WPT_BATCH_PAGES pages, page-aligned */
+	uint32_t nr_pages;            /* of data in use */
+	uint32_t nr_items;
+	struct wpt_item items[WPT_BATCH_ITEMS];
+	void *priv;                   /* the writer's */
+};
+
+/* Who a link is. Ids are random. */
+struct wpt_identity {
+	uint8_t chain_id[16];
+	uint8_t link_id[16];
+	uint64_t sequence;
+	uint8_t parent_id[16];        /* all zero: none */
+	uint8_t parent_digest[16];    /* the parent's identity digest */
+};
+
+/* What process a link is of. */
+struct wpt_origin {
+	char boot_id[37];
+	char comm[64];
+	int64_t pid;
+	uint64_t start_time;
+};
+
+struct wpt_layer_params {
+	struct wpt_identity identity;
+	struct wpt_origin origin;
+	uint8_t key[32];              /* the chain's hash key */
+	bool full;                    /* pages that it does not mention are zero; else they are the parent's */
+	bool carry_digest;            /* a merge: `digest` is the identity digest of the link that it stands in for */
+	uint8_t digest[16];
+	uint32_t mode;                /* enum wpt_mode */
+	int level;
+	uint32_t nr_threads;
+	uint64_t staging_bytes;
+	struct wpt_ledger *ledger;    /* NULL: every page is stored (merge) */
+};
+
+/* A tracked range as a link lists it. */
+struct wpt_layer_range {
+	uint64_t start, end;
+	uint32_t kind, reason;
+	const char *name;
+};
+
+struct wpt_layer_writer;
+
+/*
+ * Starts threads (all signals blocked), allocates, warms the compressors up so that they do not allocate later, writes the head.
+ * `sink` stays the caller's. Errors: -ENOMEM, -EAGAIN, the sink's.
+ */
+int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, const struct wpt_layer_params *p);
+
+/*
+ * An empty batch, or NULL in *out when all staging memory is in use and `wait` is false. With `wait` blocks until one was
+ * written. Returns the first error of the writer's threads, sticky. No malloc here nor in submit.
+ */
+int wpt_layer_batch_get(struct wpt_layer_writer *w, struct wpt_batch **out, bool wait);
+/* Hands the batch over; also an empty one. The order of submission is the order in the file. Addresses ascend within a pass. */
+int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b);
+
+/* A section; the data is copied or written at once. `same_as_parent` sections are left out by the caller. */
+int wpt_layer_section(struct wpt_layer_writer *w, uint32_t type, const void *data, size_t len);
+
+/* The ranges; left out if the parent's are the same and the link is not full. Once, before finish. */
+int wpt_layer_ranges(struct wpt_layer_writer *w, const struct wpt_layer_range *ranges, uint64_t nr);
+
+struct wpt_layer_result {
+	uint64_t bytes;               /* of the link */
+	uint8_t digest[16];           /* identity digest, for the next link's parent_digest */
+	uint64_t pages_stored, pages_zero, pages_unchanged, pages_duplicate, pages_unreadable, pages_torn;
+};
+
+/*
+ * Waits for all batches, writes index and trailer. `time_ns` CLOCK_REALTIME of the instant shown, `pause_ns` for information. Does not
+ * commit the sink. After an error, only close.
+ */
+int wpt_layer_finish(struct wpt_layer_writer *w, uint64_t time_ns, uint64_t pause_ns, struct wpt_layer_result *result);
+
+/* Joins the threads and frees; without finish the link is incomplete. NULL is accepted. */
+void wpt_layer_writer_close(struct wpt_layer_writer *w);
+
+#endif

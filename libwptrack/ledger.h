@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The ledger: per page of the target, what the last durable link says of it, and whether it is dirty since.
+ *
+ * Sparse over the whole address space, by chunks of 512 pages; a chunk that does not exist says "zero, clean". Works in
+ * units of WPT_PAGE (4096) bytes whatever the mapping's page size.
+ *
+ * Threads: wpt_ledger_classify() and the dirty functions may be called by many threads at once for different pages; a chunk is
+ * created under a lock and published with release semantics. Nothing here calls malloc.
+ */
+#ifndef WPT_LEDGER_H
+#define WPT_LEDGER_H
+
+#include "base.h"
+
+#define WPT_PAGE_SHIFT 12
+#define WPT_PAGE 4096u
+#define WPT_CHUNK_PAGES 512u
+#define WPT_CHUNK_BYTES ((uint64_t)WPT_CHUNK_PAGES * WPT_PAGE)
+
+struct wpt_hash {
+	uint8_t b[16];  /* XXH3-128 under the chain's secret, canonical form */
+};
+
+/* What a reader of the chain would see in a page if the link being written did not mention it. */
+enum wpt_known {
+	WPT_KNOWN_ZERO = 0,
+	WPT_KNOWN_DATA = 1,
+	WPT_KNOWN_FORCE = 2,       /* can't be told: the next link must mention the page, whatever it holds */
+	WPT_KNOWN_UNREADABLE = 3,
+	WPT_KNOWN_GUARD = 4
+};
+
+struct wpt_ledger;
+
+int wpt_ledger_open(struct wpt_ledger **out);
+void wpt_ledger_close(struct wpt_ledger *l);
+uint64_t wpt_ledger_memory(const struct wpt_ledger *l);
+
+/*
+ * The link says `now` (with `hash` if DATA) of the page at `addr`. Returns 1 if the chain says so already, so that the page can be
+ * left out; 0 if it must be mentioned, and records it as said by the link in hand; -ENOMEM.
+ */
+int wpt_ledger_classify(struct wpt_ledger *l, uint64_t addr, enum wpt_known now, const struct wpt_hash *hash);
+
+/* What is known of a page, without changing it. */
+enum wpt_known wpt_ledger_known(const struct wpt_ledger *l, uint64_t addr);
+
+/* Set without a link: when a chain is continued. */
+int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash);
+
+/* The link in hand is durable: what it said is known. */
+void wpt_ledger_commit(struct wpt_ledger *l);
+/* The link in hand is lost: what it said of a page is forgotten (FORCE). */
+void wpt_ledger_rollback(struct wpt_ledger *l);
+
+/* Pages of [start, end) leave the tracked set: whatever comes there later must be mentioned. */
+void wpt_ledger_forget(struct wpt_ledger *l, uint64_t start, uint64_t end);
+
+/*
+ * The first page in [from, end) with a known state other than ZERO, and in *known which; end if there is none. Skips absent
+ * chunks, so that walking 1 TiB of nothing is quick.
+ */
+uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint64_t end, enum wpt_known *known);
+
+/* Dirty set: pages to be looked at by the next link. Kept until cleared. */
+int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
+/* The first run of dirty pages in [from, end): its start (end if none) and its end in *run_end. */
+uint64_t wpt_ledger_next_dirty(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+void wpt_ledger_clean(struct wpt_ledger *l, uint64_t start, uint64_t end);
+
+/* The COWed set of private file mappings: pages that were not the file's at the last look. */
+bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);
+int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed);
+
+#endif

@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Where bytes go (sink) and come from (source). A sink is written front to back; what was written becomes visible by commit,
+ * whole or not at all. Files are 0600, folders 0700, opened O_NOFOLLOW | O_CLOEXEC.
+ */
+#ifndef WPT_STORE_H
+#define WPT_STORE_H
+
+#include "base.h"
+
+struct wpt_sink {
+	/* Writes all of it or fails: -ENOSPC, -EIO, -EPIPE, ... A sink that failed once keeps failing. */
+	int (*write)(struct wpt_sink *s, const void *data, size_t len);
+	/* Makes it durable, then visible. After an error the file is never continued. */
+	int (*commit)(struct wpt_sink *s);
+	/* Frees; what was not committed disappears. */
+	void (*close)(struct wpt_sink *s);
+};
+
+/* A link in a folder: a temporary name in the folder, fsync, RENAME_NOREPLACE to `name`, fsync of the folder. */
+int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sync);
+/* A new file by path; "-" is standard output. -EEXIST if it exists, now or at commit. */
+int wpt_sink_file(struct wpt_sink **out, const char *path, bool sync);
+/* To an open descriptor, from its current position; close does not close it. */
+int wpt_sink_fd(struct wpt_sink **out, int fd, bool sync);
+/* Appends at `offset` (the end of the last good link: what is behind is cut off first); on failure truncates back to it. */
+int wpt_sink_append(struct wpt_sink **out, int fd, uint64_t offset, bool sync);
+/* A growing buffer outside malloc, for tests and small links. */
+int wpt_sink_memory(struct wpt_sink **out, const void **data, size_t *len);
+
+struct wpt_source {
+	/* Reads exactly len bytes at offset: 0, -errno, -WPT_E_TRUNCATED behind the end. Any thread. */
+	int (*read)(struct wpt_source *s, uint64_t offset, void *buf, size_t len);
+	uint64_t size;
+	void (*close)(struct wpt_source *s);
+};
+
+int wpt_source_file(struct wpt_source **out, int dir_fd, const char *path);
+int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
+
+/* One writer per chain: flock on the folder's `.lock` (created 0600) or on the file itself. -WPT_E_LOCKED. */
+int wpt_store_lock(int fd);
+
+#endif
