@@ -1,21 +1,187 @@
 # SPDX-License-Identifier: MIT
+#
+# Two commands: `make check` and `make demo`. Each sets up what it needs (packages, as root on Debian; WPT_SETUP=0 forbids that).
+# Every .c file is found by its folder; a new one needs no line here.
+
 B ?= build
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+DATADIR ?= $(PREFIX)/share
+MANDIR ?= $(DATADIR)/man
+DESTDIR ?=
 PKG_CONFIG ?= pkg-config
+FUZZ_CC ?= clang
+FUZZ_SECONDS ?= 60
 CFLAGS ?= -O2 -g
-WPT_CFLAGS := -std=gnu11 -Wall -Wextra -Werror -fPIC -fvisibility=hidden -pthread -Iinclude -Ilibwptrack \
-	$(shell $(PKG_CONFIG) --cflags libzstd libxxhash liburcu-bp)
-LIBS := $(shell $(PKG_CONFIG) --libs libzstd libxxhash liburcu-bp) -pthread
+WERROR ?= -Werror
+
+# The version stands in include/wptrack.h alone.
+version_part = $(shell awk '$$2 == "WPT_VERSION_$(1)" { print $$3 }' include/wptrack.h)
+VERSION := $(call version_part,MAJOR).$(call version_part,MINOR).$(call version_part,PATCH)
+SONAME := libwptrack.so.0
+SHARED := libwptrack.so.$(VERSION)
+
+# Asked on first use, not when this file is read: `make deps` runs before the packages are there.
+once = $(eval $(1) := $(2))$($(1))
+PKGS := libzstd libxxhash liburcu-bp
+PKG_CFLAGS = $(call once,PKG_CFLAGS,$(shell $(PKG_CONFIG) --cflags $(PKGS)))
+PKG_LIBS = $(call once,PKG_LIBS,$(shell $(PKG_CONFIG) --libs $(PKGS)))
+CMOCKA = $(call once,CMOCKA,$(shell $(PKG_CONFIG) --cflags --libs cmocka))
+
+BASE_CFLAGS = -std=gnu11 -Wall -Wextra $(WERROR) -pthread -ffile-prefix-map=$(CURDIR)=. -Iinclude
+LIB_CFLAGS = $(BASE_CFLAGS) -fPIC -fvisibility=hidden -Ilibwptrack $(PKG_CFLAGS)
+LIBS = $(PKG_LIBS) -pthread
+
 LIB_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard libwptrack/*.c))
 CLI_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard tools/snapshot/*.c))
-all: $(B)/libwptrack.a $(B)/wpsnap
-$(B)/%.o: %.c $(wildcard libwptrack/*.h include/*.h tools/snapshot/*.h)
+programs = $(patsubst %.c,$(B)/%,$(wildcard $(1)))
+UNIT := $(call programs,tests/unit/*_test.c)
+KERNEL := $(call programs,tests/kernel/*_test.c)
+HELPERS := $(call programs,tests/cli/target_*.c tests/demo/*.c)
+BENCH := $(call programs,tests/bench/*.c)
+EXAMPLES := $(call programs,examples/*.c)
+MAN_EXAMPLES := $(patsubst man/%.3,$(B)/man/%,$(wildcard man/*.3))
+FUZZ := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
+FUZZ_OBJ := $(patsubst %.c,$(B)/fuzz/obj/%.o,$(wildcard libwptrack/*.c))
+
+all: $(B)/libwptrack.a $(B)/wpsnap $(B)/libwptrack.so $(B)/wptrack.pc
+
+# ---- the library and the command
+
+$(B)/libwptrack/%.o: libwptrack/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(WPT_CFLAGS) -c $< -o $@
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -MMD -MP -c $< -o $@
+
+$(B)/tools/%.o: tools/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -MMD -MP -c $< -o $@
+
 $(B)/libwptrack.a: $(LIB_OBJ)
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(AR) rcsD $@ $^
+
 $(B)/wpsnap: $(CLI_OBJ) $(B)/libwptrack.a
 	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+
+# A header and a map that disagree stop the build: the script finds what only one of them has, the linker what nobody defines.
+$(B)/$(SHARED): $(LIB_OBJ) libwptrack/libwptrack.map include/wptrack.h scripts/check-map
+	@scripts/check-map
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=libwptrack/libwptrack.map \
+		-Wl,--no-undefined-version -Wl,--no-undefined $(LIB_OBJ) $(LIBS) -o $@
+
+$(B)/libwptrack.so: $(B)/$(SHARED)
+	@ln -sf $(SHARED) $(B)/$(SONAME)
+	@ln -sf $(SONAME) $@
+
+# Made anew each time: its content depends on PREFIX and LIBDIR of this call.
+$(B)/wptrack.pc: libwptrack/wptrack.pc.in FORCE
+	@mkdir -p $(@D)
+	@sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@LIBDIR@|$(LIBDIR)|' -e 's|@INCLUDEDIR@|$(INCLUDEDIR)|' -e 's|@VERSION@|$(VERSION)|' $< >$@
+
+# ---- tests, examples, bench: one file, one program
+
+tests: $(UNIT) $(KERNEL) $(HELPERS) $(EXAMPLES) $(MAN_EXAMPLES)
+
+$(UNIT) $(KERNEL): $(B)/%: %.c $(B)/libwptrack.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(CMOCKA) $(LIBS) -o $@
+
+$(BENCH): $(B)/%: %.c $(B)/libwptrack.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -lm -o $@
+
+$(HELPERS): $(B)/%: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) -pthread -o $@
+
+# What a user compiles: the public header alone.
+$(EXAMPLES): $(B)/%: %.c $(B)/libwptrack.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -o $@
+
+$(B)/man/%.c: man/%.3 scripts/man-example
+	@mkdir -p $(@D)
+	scripts/man-example $< >$@
+
+$(MAN_EXAMPLES): $(B)/man/%: $(B)/man/%.c $(B)/libwptrack.a
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) $< $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -o $@
+
+$(B)/fuzz/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(FUZZ_CC) $(CPPFLAGS) -O1 -g $(LIB_CFLAGS) -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -MMD -MP -c $< -o $@
+
+$(FUZZ): $(B)/fuzz/%: tests/fuzz/%.c $(FUZZ_OBJ)
+	$(FUZZ_CC) $(CPPFLAGS) -O1 -g $(LIB_CFLAGS) -Itests -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all $^ $(LIBS) -o $@
+
+# ---- commands
+
+check:
+	scripts/run-tests check $(B)
+
+check-unit: all $(UNIT)
+	scripts/run-tests unit $(B)
+
+demo:
+	scripts/demo $(B)
+
+deps:
+	scripts/deps
+
+bench: all $(BENCH)
+	@for b in $(BENCH); do echo "== $$b"; $$b || exit 1; done
+
+fuzz: $(FUZZ)
+	scripts/run-fuzz $(FUZZ_SECONDS) $^
+
+check-layers:
+	scripts/check-layers
+
+check-style:
+	scripts/check-style
+
+check-install: all
+	scripts/check-install $(B)
+
+check-abi: all
+	scripts/check-abi $(B)
+
+# ---- install
+
+# mode:from:to; for a link: link:target:to. Uninstall removes the third column.
+MAN := $(wildcard man/*.1 man/*.3 man/*.5 man/*.7)
+SYMBOLS := $(shell sed -n 's/^\t\t\(wpt_[a-z_]*\);$$/\1/p' libwptrack/libwptrack.map)
+# The page of a function is the one named like its object; a function without one is described in wpt_probe.3 or libwptrack.7.
+page_of = $(strip $(foreach p,$(notdir $(wildcard man/*.3)),$(if $(filter $(basename $(p))_%,$(1)),$(p))))
+alias = $(if $(wildcard man/$(1).3),,link:$(or $(call page_of,$(1)),$(page_of_$(1)),../man7/libwptrack.7):$(MANDIR)/man3/$(1).3)
+page_of_wpt_feature_name := wpt_probe.3
+INSTALLED = \
+	755:$(B)/wpsnap:$(BINDIR)/wpsnap \
+	644:include/wptrack.h:$(INCLUDEDIR)/wptrack.h \
+	644:$(B)/libwptrack.a:$(LIBDIR)/libwptrack.a \
+	755:$(B)/$(SHARED):$(LIBDIR)/$(SHARED) \
+	link:$(SHARED):$(LIBDIR)/$(SONAME) \
+	link:$(SONAME):$(LIBDIR)/libwptrack.so \
+	644:$(B)/wptrack.pc:$(LIBDIR)/pkgconfig/wptrack.pc \
+	$(foreach p,$(MAN),644:$(p):$(MANDIR)/man$(subst .,,$(suffix $(p)))/$(notdir $(p))) \
+	$(foreach s,$(SYMBOLS),$(call alias,$(s))) \
+	$(foreach p,$(wildcard tools/snapshot/wpsnap.bash),644:$(p):$(DATADIR)/bash-completion/completions/wpsnap) \
+	$(foreach p,$(wildcard tools/snapshot/_wpsnap),644:$(p):$(DATADIR)/zsh/site-functions/_wpsnap)
+
+install: all
+	@DESTDIR='$(DESTDIR)' scripts/install install $(INSTALLED)
+
+uninstall:
+	@DESTDIR='$(DESTDIR)' scripts/install uninstall $(INSTALLED)
+
 clean:
 	rm -rf $(B)
-.PHONY: all clean
+
+FORCE:
+.PHONY: all tests check check-unit demo deps bench fuzz check-layers check-style check-install check-abi install uninstall clean FORCE
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.SECONDARY:
+
+-include $(wildcard $(B)/*/*.d $(B)/*/*/*.d $(B)/fuzz/obj/libwptrack/*.d)
