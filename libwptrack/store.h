@@ -23,9 +23,12 @@ int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sy
 int wpt_sink_file(struct wpt_sink **out, const char *path, bool sync);
 /* To an open descriptor, from its current position; close does not close it. */
 int wpt_sink_fd(struct wpt_sink **out, int fd, bool sync);
-/* Appends at `offset` (the end of the last good link: what is behind is cut off first); on failure truncates back to it. */
+/*
+ * Appends at `offset` (the end of the last good link: what is behind is cut off first) under the file's lock (-WPT_E_LOCKED if another
+ * has it; fd keeps it); on failure truncates back to it. Whoever created the file makes its name durable.
+ */
 int wpt_sink_append(struct wpt_sink **out, int fd, uint64_t offset, bool sync);
-/* A growing buffer outside malloc, for tests and small links. */
+/* A growing buffer outside malloc, for tests and small links. *data and *len are set by commit and valid until close. */
 int wpt_sink_memory(struct wpt_sink **out, const void **data, size_t *len);
 
 struct wpt_source {
@@ -38,7 +41,10 @@ struct wpt_source {
 int wpt_source_file(struct wpt_source **out, int dir_fd, const char *path);
 int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
 
-/* One writer per chain: flock on the folder's `.lock` (created 0600) or on the file itself. -WPT_E_LOCKED. */
+/*
+ * One writer per chain, or -WPT_E_LOCKED. A folder: flock on its `.lock` (created 0600); returns a descriptor > 0, close it to release;
+ * temporary files of dead writers are removed. A file: flock on `fd` itself, which lasts until it is closed; returns 0.
+ */
 int wpt_store_lock(int fd);
 
 #endif
