@@ -7,6 +7,7 @@
 #define WPT_LAYER_H
 
 #include "base.h"
+#include "format.h"
 #include "ledger.h"
 #include "store.h"
 
@@ -35,23 +36,6 @@ struct wpt_batch {
 	uint32_t nr_items;
 	struct wpt_item items[WPT_BATCH_ITEMS];
 	void *priv;                   /* the writer's */
-};
-
-/* Who a link is. Ids are random. */
-struct wpt_identity {
-	uint8_t chain_id[16];
-	uint8_t link_id[16];
-	uint64_t sequence;
-	uint8_t parent_id[16];        /* all zero: none */
-	uint8_t parent_digest[16];    /* the parent's identity digest */
-};
-
-/* What process a link is of. */
-struct wpt_origin {
-	char boot_id[37];
-	char comm[64];
-	int64_t pid;
-	uint64_t start_time;
 };
 
 struct wpt_layer_params {
