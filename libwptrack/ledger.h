@@ -5,8 +5,9 @@
  * Sparse over the whole address space, by chunks of 512 pages; a chunk that does not exist says "zero, clean". Works in
  * units of WPT_PAGE (4096) bytes whatever the mapping's page size.
  *
- * Threads: wpt_ledger_classify() and the dirty functions may be called by many threads at once for different pages; a chunk is
- * created under a lock and published with release semantics. Nothing here calls malloc.
+ * Threads: wpt_ledger_classify() may be called by many threads at once for different pages, wpt_ledger_dirty() by any for any;
+ * the rest by the thread that takes the link. Chunks are created without a lock, because a thread of the own process may be
+ * stopped anywhere, and published with release semantics. Nothing here calls malloc.
  */
 #ifndef WPT_LEDGER_H
 #define WPT_LEDGER_H
@@ -46,12 +47,13 @@ int wpt_ledger_classify(struct wpt_ledger *l, uint64_t addr, enum wpt_known now,
 /* What is known of a page, without changing it. */
 enum wpt_known wpt_ledger_known(const struct wpt_ledger *l, uint64_t addr);
 
-/* Set without a link: when a chain is continued. */
+/* Set without a link: when a chain is continued. reset forgets all that is known, as of an empty chain. */
+void wpt_ledger_reset(struct wpt_ledger *l);
 int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash);
 
 /* The link in hand is durable: what it said is known. */
 void wpt_ledger_commit(struct wpt_ledger *l);
-/* The link in hand is lost: what it said of a page is forgotten (FORCE). */
+/* The link in hand is lost: what it said of a page is forgotten (FORCE), and the page is dirty. */
 void wpt_ledger_rollback(struct wpt_ledger *l);
 
 /* Pages of [start, end) leave the tracked set: whatever comes there later must be mentioned. */
@@ -63,11 +65,16 @@ void wpt_ledger_forget(struct wpt_ledger *l, uint64_t start, uint64_t end);
  */
 uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint64_t end, enum wpt_known *known);
 
-/* Dirty set: pages to be looked at by the next link. Kept until cleared. */
+/*
+ * Dirty set: pages that the next link must look at. A link takes the dirty pages of what it looks at; they come back by
+ * rollback and are done with by commit. Pages that become dirty in between stay for the link after.
+ */
 int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
-/* The first run of dirty pages in [from, end): its start (end if none) and its end in *run_end. */
+void wpt_ledger_take(struct wpt_ledger *l, uint64_t start, uint64_t end);
+/* The first run of taken pages in [from, end): its start (end if none) and its end in *run_end. */
+uint64_t wpt_ledger_next_taken(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+/* As next_taken, of dirty pages that were not taken. */
 uint64_t wpt_ledger_next_dirty(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
-void wpt_ledger_clean(struct wpt_ledger *l, uint64_t start, uint64_t end);
 
 /* The COWed set of private file mappings: pages that were not the file's at the last look. */
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+#include "kern.h"
+
+#include <sys/ioctl.h>
+
+int wpt_kern_register(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_register reg = {
+		.range = { .start = start, .len = end - start },
+		.mode = UFFDIO_REGISTER_MODE_WP,
+	};
+
+	return ioctl(uffd, UFFDIO_REGISTER, &reg) == 0 ? 0 : -errno;
+}
+
+int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = { .start = start, .len = end - start };
+
+	return ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0 ? 0 : -errno;
+}
+
+int wpt_kern_protect(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_writeprotect wp = {
+		.range = { .start = start, .len = end - start },
+		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+	};
+
+	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) != 0)
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+	return 0;
+}
+
+int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg)
+{
+	int n;
+
+	arg->size = sizeof(*arg);
+	do
+		n = ioctl(pagemap, WPT_PAGEMAP_SCAN, arg);
+	while (n < 0 && errno == EINTR);
+	return n < 0 ? -errno : n;
+}
