@@ -36,14 +36,18 @@ LIBS = $(PKG_LIBS) -pthread
 
 LIB_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard libwptrack/*.c))
 CLI_OBJ := $(patsubst %.c,$(B)/%.o,$(wildcard tools/snapshot/*.c))
-programs = $(patsubst %.c,$(B)/%,$(wildcard $(1)))
-UNIT := $(call programs,tests/unit/*_test.c)
-KERNEL := $(call programs,tests/kernel/*_test.c)
-HELPERS := $(call programs,tests/cli/target_*.c tests/demo/*.c)
+# Of a folder of tests, each file with a main is a program, and those without are linked to each of them.
+programs = $(patsubst %.c,$(B)/%,$(shell grep -lE '^int (main|LLVMFuzzerTestOneInput)\b' /dev/null $(wildcard $(1))))
+shared = $(filter-out $(call programs,$(1)),$(patsubst %.c,$(B)/%,$(wildcard $(1))))
+UNIT := $(call programs,tests/unit/*.c)
+KERNEL := $(call programs,tests/kernel/*.c)
+HELPERS := $(call programs,tests/cli/*.c tests/demo/*.c)
 BENCH := $(call programs,tests/bench/*.c)
 EXAMPLES := $(call programs,examples/*.c)
+SHARED_OBJ := $(addsuffix .o,$(foreach d,unit kernel bench,$(call shared,tests/$(d)/*.c)))
+shared_of = $(filter $(@D)/%,$(SHARED_OBJ))
 MAN_EXAMPLES := $(patsubst man/%.3,$(B)/man/%,$(wildcard man/*.3))
-FUZZ := $(patsubst tests/fuzz/%.c,$(B)/fuzz/%,$(wildcard tests/fuzz/*.c))
+FUZZ := $(patsubst $(B)/tests/fuzz/%,$(B)/fuzz/%,$(call programs,tests/fuzz/*.c))
 FUZZ_OBJ := $(patsubst %.c,$(B)/fuzz/obj/%.o,$(wildcard libwptrack/*.c))
 
 all: $(B)/libwptrack.a $(B)/wpsnap $(B)/libwptrack.so $(B)/wptrack.pc
@@ -84,13 +88,18 @@ $(B)/wptrack.pc: libwptrack/wptrack.pc.in FORCE
 
 tests: $(UNIT) $(KERNEL) $(HELPERS) $(EXAMPLES) $(MAN_EXAMPLES)
 
-$(UNIT) $(KERNEL): $(B)/%: %.c $(B)/libwptrack.a
+.SECONDEXPANSION:
+$(SHARED_OBJ): $(B)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(CMOCKA) $(LIBS) -o $@
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP -c $< -o $@
 
-$(BENCH): $(B)/%: %.c $(B)/libwptrack.a
+$(UNIT) $(KERNEL): $(B)/%: %.c $$(shared_of) $(B)/libwptrack.a
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -lm -o $@
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(shared_of) $(LDFLAGS) $(B)/libwptrack.a $(CMOCKA) $(LIBS) -o $@
+
+$(BENCH): $(B)/%: %.c $$(shared_of) $(B)/libwptrack.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(shared_of) $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -lm -o $@
 
 $(HELPERS): $(B)/%: %.c
 	@mkdir -p $(@D)
