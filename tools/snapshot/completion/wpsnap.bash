@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+# bash completion for wpsnap(1)
+
+_wpsnap()
+{
+	local cur prev cmd i take
+	cur=${COMP_WORDS[COMP_CWORD]}
+	prev=${COMP_WORDS[COMP_CWORD - 1]}
+	cmd=${COMP_WORDS[1]}
+	COMPREPLY=()
+	compopt -o filenames 2>/dev/null
+
+	if [[ $COMP_CWORD -eq 1 ]]; then
+		compopt +o filenames 2>/dev/null
+		mapfile -t COMPREPLY < <(compgen -W 'probe save watch run info verify diff merge restore --help --version' -- "$cur")
+		return
+	fi
+	if [[ $cmd == run ]]; then
+		for ((i = 2; i < COMP_CWORD; i++)); do
+			if [[ ${COMP_WORDS[i]} == -- ]]; then
+				if ((i + 1 == COMP_CWORD)); then
+					mapfile -t COMPREPLY < <(compgen -c -- "$cur")
+				else
+					mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+				fi
+				return
+			fi
+		done
+	fi
+	case $prev in
+	--mode)
+		mapfile -t COMPREPLY < <(compgen -W 'pause fuzzy' -- "$cur")
+		return
+		;;
+	-o | --output | --parent)
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		return
+		;;
+	--every | --count | --level | --threads | --range | --staging)
+		return
+		;;
+	esac
+	if [[ $cur == -* ]]; then
+		compopt +o filenames 2>/dev/null
+		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse
+			--registers --cmdline --json --quiet'
+		case $cmd in
+		probe | info) take='--json' ;;
+		save) take+=' --parent' ;;
+		watch | run) take+=' --every --count --new' ;;
+		verify | diff) take='--json --quiet' ;;
+		merge) take='--output --level --threads --quiet' ;;
+		restore) take='--output --range --quiet' ;;
+		*) return ;;
+		esac
+		mapfile -t COMPREPLY < <(compgen -W "$take --help --version" -- "$cur")
+		return
+	fi
+	case $cmd in
+	save | watch)
+		compopt +o filenames 2>/dev/null
+		mapfile -t COMPREPLY < <(cd /proc && compgen -G '[0-9]*' | grep -- "^$cur")
+		;;
+	info | verify | diff | merge | restore)
+		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+		;;
+	esac
+}
+complete -F _wpsnap wpsnap

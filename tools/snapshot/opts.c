@@ -1,0 +1,321 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The command line. One table says which option belongs to which commands, what it takes and what --help says of it.
+ * Long options as --name VALUE or --name=VALUE, -o VALUE or -oVALUE; "--" ends them; no abbreviations, so that a new
+ * option never changes what an old script means.
+ */
+#include "wpsnap.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define CMD_TAKE (CMD_SAVE | CMD_WATCH | CMD_RUN)
+#define CMD_ALL UINT32_MAX
+#define MIN_STAGING (4ull << 20)
+
+struct option_def {
+	const char *name;
+	char letter;
+	const char *arg;           /* what it takes, NULL: nothing */
+	uint32_t commands;
+	const char *help;
+	/* Exactly one of these two. set() returns EXIT_OK or EXIT_USAGE. */
+	int (*set)(struct opts *o, const char *value);
+	size_t flag;               /* offset of a bool */
+};
+
+static int set_output(struct opts *o, const char *value)
+{
+	if (!*value)
+		return usage_error(o->cmd, "--output is empty");
+	o->output = value;
+	return opts_check_place(o->cmd, value, false);
+}
+
+static int set_parent(struct opts *o, const char *value)
+{
+	o->parent = value;
+	return opts_check_place(o->cmd, value, true);
+}
+
+static int set_range(struct opts *o, const char *value)
+{
+	uint64_t start, end, page = (uint64_t)sysconf(_SC_PAGESIZE);
+	const char **v;
+	int err;
+
+	if (!*value)
+		return usage_error(o->cmd, "--range is empty; give START-END in hexadecimal or the name of a mapping");
+	err = parse_hex_range(value, &start, &end);
+	if (err == -ERANGE)
+		return usage_error(o->cmd, "the range '%s' is empty, backwards or larger than the address space", value);
+	if (!err && o->cmd->id != CMD_RESTORE && (start % page || end % page))
+		return usage_error(o->cmd, "the range '%s' does not begin and end on page boundaries; %llx-%llx does", value,
+				   (unsigned long long)(start / page * page),
+				   (unsigned long long)((end + page - 1) / page * page));
+	if (err && o->cmd->id == CMD_RUN)
+		return usage_error(o->cmd, "--range takes START-END only: the command has no mappings of its own yet");
+	if (o->cmd->id == CMD_RESTORE && o->nr_ranges)
+		return usage_error(o->cmd, "--range was given twice; without it every range is restored, to a folder");
+	v = reallocarray(o->ranges, o->nr_ranges + 1, sizeof(*v));
+	if (!v)
+		return usage_error(o->cmd, "out of memory");
+	o->ranges = v;
+	o->ranges[o->nr_ranges++] = value;
+	return EXIT_OK;
+}
+
+static int set_mode(struct opts *o, const char *value)
+{
+	if (strcmp(value, "pause") == 0)
+		o->mode = WPT_MODE_PAUSE;
+	else if (strcmp(value, "fuzzy") == 0)
+		o->mode = WPT_MODE_FUZZY;
+	else if (strcmp(value, "cow") == 0)
+		return usage_error(o->cmd, "--mode cow is not supported yet by this version; use pause or fuzzy");
+	else
+		return usage_error(o->cmd, "--mode takes pause or fuzzy, not '%s'", value);
+	return EXIT_OK;
+}
+
+static int set_level(struct opts *o, const char *value)
+{
+	if (parse_int(value, -100, 19, &o->level) || o->level == 0)
+		return usage_error(o->cmd, "--level takes a whole number from -100 to 19 without 0, not '%s'", value);
+	return EXIT_OK;
+}
+
+static int set_threads(struct opts *o, const char *value)
+{
+	int n;
+
+	if (parse_int(value, 1, 64, &n))
+		return usage_error(o->cmd, "--threads takes a whole number from 1 to 64, not '%s'", value);
+	o->nr_threads = (uint32_t)n;
+	return EXIT_OK;
+}
+
+static int set_staging(struct opts *o, const char *value)
+{
+	if (parse_size(value, &o->staging))
+		return usage_error(o->cmd, "--staging takes a size such as 256M or 1.5G, not '%s'", value);
+	if (o->staging < MIN_STAGING)
+		return usage_error(o->cmd, "--staging %s is too little; it takes at least 4M", value);
+	return EXIT_OK;
+}
+
+static int set_every(struct opts *o, const char *value)
+{
+	if (parse_duration(value, &o->every_ns))
+		return usage_error(o->cmd, "--every takes a time such as 5s, 250ms or 0, not '%s'", value);
+	return EXIT_OK;
+}
+
+static int set_count(struct opts *o, const char *value)
+{
+	if (parse_u64(value, &o->count) || o->count == 0)
+		return usage_error(o->cmd, "--count takes a whole number from 1 up, not '%s'", value);
+	return EXIT_OK;
+}
+
+#define FLAG(member) NULL, offsetof(struct opts, member)
+
+static const struct option_def options[] = {
+	{ "output", 'o', "OUT", CMD_TAKE | CMD_MERGE | CMD_RESTORE, "where to write; - is standard output where a file will do",
+	  set_output, 0 },
+	{ "parent", 0, "CHAIN", CMD_SAVE, "store only what differs from this chain", set_parent, 0 },
+	{ "every", 0, "TIME", CMD_WATCH | CMD_RUN, "period of links, 5s by default; 0: on SIGUSR1 only", set_every, 0 },
+	{ "count", 0, "N", CMD_WATCH | CMD_RUN, "end after N links, the base and failed attempts included", set_count, 0 },
+	{ "new", 0, NULL, CMD_WATCH | CMD_RUN, "start a new chain beside another target's", FLAG(new_chain) },
+	{ "range", 0, "SPEC", CMD_TAKE | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
+	{ "mode", 0, "MODE", CMD_TAKE, "pause (default): one instant of all memory; fuzzy: no pause", set_mode, 0 },
+	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19; 1 by default", set_level, 0 },
+	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE, "threads that compress; by default one for each CPU", set_threads, 0 },
+	{ "verify-content", 0, NULL, CMD_TAKE, "compare mappings of files by content at every link", FLAG(verify_content) },
+	{ "assume-sole-writer", 0, NULL, CMD_TAKE, "trust that nobody else writes to the target's shared files",
+	  FLAG(sole_writer) },
+	{ "staging", 0, "SIZE", CMD_TAKE, "memory for copied pages, 256M by default", set_staging, 0 },
+	{ "refuse", 0, NULL, CMD_TAKE, "fail rather than pause for longer when staging is full", FLAG(refuse) },
+	{ "registers", 0, NULL, CMD_TAKE, "store the registers of the threads too", FLAG(registers) },
+	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
+	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },
+	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE, "no progress, summary and notes",
+	  FLAG(quiet) },
+	{ "help", 'h', NULL, CMD_ALL, "print this", FLAG(help) },
+	{ "version", 'V', NULL, CMD_ALL, "print the version", FLAG(version) },
+};
+
+static const struct option_def *find_option(const struct command *cmd, const char *name, size_t len, char letter)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(options); i++) {
+		if (!(options[i].commands & cmd->id))
+			continue;
+		if (letter ? options[i].letter == letter : strlen(options[i].name) == len && strncmp(options[i].name, name, len) == 0)
+			return &options[i];
+	}
+	return NULL;
+}
+
+static int apply(struct opts *o, const struct option_def *d, const char *value)
+{
+	if (d->set)
+		return d->set(o, value);
+	*(bool *)((char *)o + d->flag) = true;
+	return EXIT_OK;
+}
+
+/* argv[*i] is an option; advances *i over a value of its own. */
+static int parse_long(struct opts *o, int argc, char **argv, int *i)
+{
+	const char *name = argv[*i] + 2, *value = strchr(name, '=');
+	const struct option_def *d;
+
+	d = find_option(o->cmd, name, value ? (size_t)(value - name) : strlen(name), 0);
+	if (!d)
+		return usage_error(o->cmd, "there is no option '%s'", argv[*i]);
+	if (!d->arg)
+		return value ? usage_error(o->cmd, "--%s takes no value", d->name) : apply(o, d, NULL);
+	if (value)
+		return apply(o, d, value + 1);
+	if (*i + 1 >= argc)
+		return usage_error(o->cmd, "--%s needs a value", d->name);
+	return apply(o, d, argv[++*i]);
+}
+
+static int parse_short(struct opts *o, int argc, char **argv, int *i)
+{
+	const struct option_def *d;
+	const char *p;
+	int code;
+
+	for (p = argv[*i] + 1; *p; p++) {
+		d = find_option(o->cmd, NULL, 0, *p);
+		if (!d)
+			return usage_error(o->cmd, "there is no option '-%c'", *p);
+		if (d->arg && p[1])
+			return apply(o, d, p + 1);
+		if (d->arg) {
+			if (*i + 1 >= argc)
+				return usage_error(o->cmd, "-%c needs a value", *p);
+			return apply(o, d, argv[++*i]);
+		}
+		code = apply(o, d, NULL);
+		if (code)
+			return code;
+	}
+	return EXIT_OK;
+}
+
+static int parse_all(struct opts *o, int argc, char **argv)
+{
+	int i, code = EXIT_OK;
+
+	for (i = 0; i < argc && !code; i++) {
+		if (strcmp(argv[i], "--") == 0) {
+			i++;
+			break;
+		}
+		if (argv[i][0] != '-' || !argv[i][1]) {
+			if (o->cmd->rest)
+				break;
+			o->args[o->nr_args++] = argv[i];
+			continue;
+		}
+		code = argv[i][1] == '-' ? parse_long(o, argc, argv, &i) : parse_short(o, argc, argv, &i);
+	}
+	while (i < argc && !code)
+		o->args[o->nr_args++] = argv[i++];
+	return code;
+}
+
+static bool has_scheme(const char *s)
+{
+	size_t len = strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+.-");
+
+	return len > 0 && strncmp(s + len, "://", 3) == 0;
+}
+
+int opts_check_place(const struct command *cmd, const char *place, bool input)
+{
+	struct stat st;
+
+	if (!has_scheme(place) || (input && lstat(place, &st) == 0))
+		return EXIT_OK;
+	return usage_error(cmd, "'%s': URLs are not supported yet by this version; use a file or a folder", place);
+}
+
+static int check(const struct opts *o)
+{
+	const struct command *cmd = o->cmd;
+	bool chains = cmd->id & (CMD_INFO | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE);
+	int i, code = EXIT_OK;
+
+	if (o->nr_args < cmd->min_args)
+		return usage_error(cmd, cmd->id == CMD_RUN ? "a command to run is missing" : "an argument is missing: wpsnap %s %s",
+				   cmd->name, cmd->synopsis);
+	if (cmd->max_args >= 0 && o->nr_args > cmd->max_args)
+		return usage_error(cmd, "'%s' is one argument too many", o->args[cmd->max_args]);
+	if (cmd->needs_output && !o->output)
+		return usage_error(cmd, "-o is missing: it says where to write");
+	if (o->registers && o->mode != WPT_MODE_PAUSE)
+		return usage_error(cmd, "--registers needs --mode pause: threads that run have no registers to read");
+	if (o->verify_content && o->sole_writer)
+		return usage_error(cmd, "--verify-content and --assume-sole-writer exclude each other");
+	if (o->output && strcmp(o->output, "-") == 0) {
+		if (cmd->id & (CMD_WATCH | CMD_RUN))
+			return usage_error(cmd, "-o needs a folder; save can write to standard output");
+		if (o->parent)
+			return usage_error(cmd, "--parent needs a file to write to: readers look for the parent in its folder");
+		if (isatty(STDOUT_FILENO))
+			return usage_error(cmd, "a snapshot is not written to a terminal; redirect standard output or name a file");
+	}
+	for (i = 0; chains && i < o->nr_args && !code; i++)
+		code = opts_check_place(cmd, o->args[i], true);
+	return code;
+}
+
+int opts_parse(struct opts *o, const struct command *cmd, int argc, char **argv)
+{
+	int code;
+
+	memset(o, 0, sizeof(*o));
+	o->cmd = cmd;
+	o->every_ns = 5000000000;
+	/* one more, NULL, for execvp() */
+	o->args = calloc((size_t)argc + 1, sizeof(*o->args));
+	if (!o->args)
+		return report(-ENOMEM, NULL, "%s", cmd->name);
+	code = parse_all(o, argc, argv);
+	if (code || o->help || o->version)
+		return code;
+	return check(o);
+}
+
+void opts_free(struct opts *o)
+{
+	free(o->args);
+	free(o->ranges);
+}
+
+void opts_help(FILE *f, const struct command *cmd)
+{
+	char left[64];
+	size_t i;
+	int n;
+
+	fprintf(f, "usage: wpsnap %s %s\n\n%s\n\n", cmd->name, cmd->synopsis, cmd->purpose);
+	for (i = 0; i < ARRAY_SIZE(options); i++) {
+		if (!(options[i].commands & cmd->id))
+			continue;
+		n = options[i].letter ? snprintf(left, sizeof(left), "-%c, ", options[i].letter) : snprintf(left, sizeof(left), "    ");
+		snprintf(left + n, sizeof(left) - (size_t)n, "--%s%s%s", options[i].name, options[i].arg ? " " : "",
+			 options[i].arg ? options[i].arg : "");
+		fprintf(f, "  %-24s  %s\n", left, options[i].help);
+	}
+	fputs("\nwpsnap(1) says more, also what the exit codes mean.\n", f);
+}

@@ -1,0 +1,337 @@
+/* SPDX-License-Identifier: MIT */
+/* A tracker and a writer over one process: opened as the options say, links taken and reported. */
+#include "wpsnap.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BASE_ATTEMPTS 3
+
+static void on_log(void *arg, enum wpt_log_level level, const char *message)
+{
+	const struct session *s = arg;
+
+	if (level == WPT_LOG_ERROR || (level == WPT_LOG_WARNING && !s->o->quiet))
+		complain("%s", message);
+}
+
+static void flush_out(struct session *s)
+{
+	if (fflush(s->out) || ferror(s->out))
+		s->out_failed = true;
+}
+
+/* ---- ranges that are skipped or compared ---- */
+
+struct notes_walk {
+	struct session *s;
+	struct notes now;
+	int err;
+};
+
+static int compare_notes(const void *a, const void *b)
+{
+	const struct note *x = a, *y = b;
+
+	return x->start < y->start ? -1 : x->start > y->start;
+}
+
+static bool is_reported(const struct notes *notes, const struct note *n)
+{
+	const struct note *old = notes->nr ? bsearch(n, notes->v, notes->nr, sizeof(*n), compare_notes) : NULL;
+
+	return old && old->end == n->end && old->reason == n->reason && old->skipped == n->skipped;
+}
+
+static void print_note(const struct session *s, const struct wpt_range_info *r)
+{
+	const char *name = *r->name ? r->name : "(no name)";
+	char size[UNITS_TEXT];
+
+	format_size(size, r->end - r->start);
+	if (r->skipped)
+		complain("skipped: %" PRIx64 "-%" PRIx64 " %s, %s: %s; it is not in the snapshot", r->start, r->end, name, size,
+			 reason_text(r->reason));
+	else if (!s->o->quiet)
+		complain("compared by content: %" PRIx64 "-%" PRIx64 " %s: %s; each link reads and hashes %s%s%s", r->start, r->end, name,
+			 reason_text(r->reason), size, s->o->mode == WPT_MODE_PAUSE ? " while the target stands still" : "",
+			 r->reason == WPT_REASON_OTHER_WRITER || r->reason == WPT_REASON_UNINSPECTABLE ?
+				 "; --assume-sole-writer trusts that nobody else writes" : "");
+	if (!s->o->json)
+		return;
+	json_begin(s->out, "range");
+	json_addr(s->out, "start", r->start);
+	json_addr(s->out, "end", r->end);
+	json_u64(s->out, "size", r->end - r->start);
+	json_str(s->out, "kind", kind_name(r->kind));
+	json_str(s->out, "reason", reason_name(r->reason));
+	json_bool(s->out, "skipped", r->skipped);
+	json_str(s->out, "name", r->name);
+	json_end(s->out);
+}
+
+static int on_range(void *arg, const struct wpt_range_info *r)
+{
+	struct note n = { .start = r->start, .end = r->end, .reason = r->reason, .skipped = r->skipped };
+	struct notes_walk *walk = arg;
+	struct note *v;
+
+	if (!r->skipped && r->reason == WPT_REASON_NONE)
+		return 0;
+	if (r->skipped)
+		walk->s->skipped = true;
+	if (!is_reported(&walk->s->notes, &n))
+		print_note(walk->s, r);
+	v = reallocarray(walk->now.v, walk->now.nr + 1, sizeof(*v));
+	if (!v)
+		return -ENOMEM;
+	walk->now.v = v;
+	v[walk->now.nr++] = n;
+	return 0;
+}
+
+/* What changed since the last link in the list of ranges that are skipped or compared. */
+static void report_ranges(struct session *s)
+{
+	struct notes_walk walk = { .s = s };
+
+	s->skipped = false;
+	wpt_range_list(s->tracker, on_range, &walk);
+	free(s->notes.v);
+	s->notes = walk.now;
+}
+
+/* ---- opening ---- */
+
+static int add_ranges(struct session *s)
+{
+	const struct opts *o = s->o;
+	struct wpt_range r = { .size = sizeof(r) };
+	struct spans spans;
+	const char *bad;
+	int err = 0;
+	size_t i;
+
+	if (!o->nr_ranges) {
+		err = wpt_range_add_all(s->tracker);
+		if (err)
+			return report(err, next_attach(err), "%s: cannot list the memory of process %d", o->cmd->name, (int)s->pid);
+		return EXIT_OK;
+	}
+	err = spec_resolve(s->pid, o->ranges, o->nr_ranges, &spans, &bad);
+	if (err == -WPT_E_NOT_TRACKED) {
+		complain("%s: process %d has no mapping '%s'; /proc/%d/maps lists them", o->cmd->name, (int)s->pid, bad, (int)s->pid);
+		return EXIT_FAILED;
+	}
+	if (err)
+		return report(err, next_attach(err), "%s: cannot find the range '%s' of process %d", o->cmd->name, bad, (int)s->pid);
+	for (i = 0; i < spans.nr && err >= 0; i++) {
+		r.start = spans.v[i].start;
+		r.end = spans.v[i].end;
+		err = wpt_range_add(s->tracker, &r);
+	}
+	free(spans.v);
+	if (err < 0)
+		return report(err, next_attach(err), "%s: cannot track %" PRIx64 "-%" PRIx64 " of process %d", o->cmd->name, r.start, r.end,
+			      (int)s->pid);
+	return EXIT_OK;
+}
+
+static int open_writer(struct session *s, uint32_t dest, bool new_chain)
+{
+	const struct opts *o = s->o;
+	struct wpt_writer_options wo = { .size = sizeof(wo) };
+	int err;
+
+	wo.dest = dest;
+	wo.fd = 1;
+	wo.level = o->level;
+	wo.nr_threads = o->nr_threads;
+	wo.staging_bytes = o->staging;
+	wo.parent = o->parent;
+	if (o->new_chain || new_chain)
+		wo.flags |= WPT_WRITER_NEW;
+	if (o->cmdline)
+		wo.flags |= WPT_WRITER_CMDLINE;
+	err = wpt_writer_open(&s->writer, s->tracker, dest == WPT_DEST_FD ? NULL : o->output, &wo);
+	if (!err)
+		return EXIT_OK;
+	if (o->parent && err != -EEXIST)
+		return report(err, next_read(err), "%s: cannot write %s with the parent %s", o->cmd->name, o->output, o->parent);
+	return report(err, next_write(err), "%s: cannot write to %s", o->cmd->name, o->output);
+}
+
+int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain)
+{
+	struct wpt_tracker_options to = { .size = sizeof(to) };
+	int err, code;
+
+	s->o = o;
+	s->pid = pid;
+	if (o->verify_content)
+		to.flags |= WPT_TRACK_VERIFY_CONTENT;
+	if (o->sole_writer)
+		to.flags |= WPT_TRACK_ASSUME_SOLE_WRITER;
+	to.log = on_log;
+	to.log_arg = s;
+	err = wpt_tracker_attach(&s->tracker, pid, &to);
+	if (err)
+		return report(err, next_attach(err), "%s: cannot attach to process %d", o->cmd->name, (int)pid);
+	code = add_ranges(s);
+	if (!code)
+		code = open_writer(s, dest, new_chain);
+	if (code)
+		session_close(s);
+	return code;
+}
+
+void session_close(struct session *s)
+{
+	wpt_writer_close(s->writer);
+	wpt_tracker_close(s->tracker);
+	free(s->notes.v);
+	s->writer = NULL;
+	s->tracker = NULL;
+	memset(&s->notes, 0, sizeof(s->notes));
+}
+
+/* ---- links ---- */
+
+static void print_link_json(const struct session *s, const struct wpt_take_stats *st, const char *trigger)
+{
+	FILE *f = s->out;
+
+	json_begin(f, "link");
+	json_str(f, "trigger", trigger);
+	json_u64(f, "sequence", st->sequence);
+	json_str(f, "id", st->id);
+	json_str(f, "file", st->file);
+	json_u64(f, "pages_tracked", st->pages_tracked);
+	json_u64(f, "pages_dirty", st->pages_dirty);
+	json_u64(f, "pages_compared", st->pages_compared);
+	json_u64(f, "pages_stored", st->pages_stored);
+	json_u64(f, "pages_zero", st->pages_zero);
+	json_u64(f, "pages_unchanged", st->pages_unchanged);
+	json_u64(f, "pages_duplicate", st->pages_duplicate);
+	json_u64(f, "pages_unreadable", st->pages_unreadable);
+	json_u64(f, "pages_torn", st->pages_torn);
+	json_u64(f, "bytes_stored", st->bytes_stored);
+	json_u64(f, "pause_ns", st->pause_ns);
+	json_u64(f, "total_ns", st->total_ns);
+	json_u64(f, "skipped", st->nr_skipped);
+	json_end(f);
+}
+
+static void print_count(FILE *f, uint64_t n, const char *what)
+{
+	if (n)
+		fprintf(f, ", %" PRIu64 " %s", n, what);
+}
+
+static void print_link_text(const struct session *s, const struct wpt_take_stats *st, const char *trigger)
+{
+	char size[UNITS_TEXT], pause[UNITS_TEXT], total[UNITS_TEXT];
+	FILE *f = s->out;
+
+	fprintf(f, "link %" PRIu64 " %s: %" PRIu64 " pages dirty, %" PRIu64 " stored", st->sequence, trigger, st->pages_dirty,
+		st->pages_stored);
+	print_count(f, st->pages_compared, "compared");
+	print_count(f, st->pages_unreadable, "unreadable");
+	print_count(f, st->pages_torn, "torn");
+	fprintf(f, ", %s, pause %s, total %s", format_size(size, st->bytes_stored), format_duration(pause, st->pause_ns),
+		format_duration(total, st->total_ns));
+	if (*st->file) {
+		fputs(", ", f);
+		print_name(f, st->file);
+	}
+	putc('\n', f);
+}
+
+static void report_failure(struct session *s, int err, const char *trigger)
+{
+	const struct opts *o = s->o;
+
+	if (!s->nr_links)
+		report(err, next_write(err), "%s: no snapshot of process %d in %s", o->cmd->name, (int)s->pid, o->output);
+	else
+		report(err, next_write(err), "%s: link (%s) of process %d in %s", o->cmd->name, trigger, (int)s->pid, o->output);
+	if (!o->json)
+		return;
+	json_begin(s->out, "failed");
+	json_str(s->out, "trigger", trigger);
+	json_i64(s->out, "code", err);
+	json_str(s->out, "error", wpt_strerror(err));
+	json_end(s->out);
+	flush_out(s);
+}
+
+static int take(struct session *s, struct wpt_take_stats *st)
+{
+	struct wpt_take_options to = { .size = sizeof(to) };
+
+	to.mode = s->o->mode;
+	if (s->o->refuse)
+		to.flags |= WPT_TAKE_REFUSE;
+	if (s->o->registers)
+		to.flags |= WPT_TAKE_REGISTERS;
+	memset(st, 0, sizeof(*st));
+	st->size = sizeof(*st);
+	return wpt_writer_take(s->writer, &to, st);
+}
+
+int session_take(struct session *s, const char *trigger)
+{
+	struct wpt_take_stats st;
+	int err, attempts = 0;
+
+	/* Without a base there is nothing to go on from, so a target that was just hard to stop gets more than one chance. */
+	do
+		err = take(s, &st);
+	while (err == -WPT_E_STOP_TIMEOUT && !s->nr_links && ++attempts < BASE_ATTEMPTS);
+	s->last = err;
+	if (err) {
+		report_failure(s, err, trigger);
+		return err;
+	}
+	if (!s->nr_links++)
+		session_ready(s);
+	report_ranges(s);
+	if (s->o->json)
+		print_link_json(s, &st, st.sequence && strcmp(trigger, "base") == 0 ? "continued" : trigger);
+	else if (s->lines)
+		print_link_text(s, &st, st.sequence && strcmp(trigger, "base") == 0 ? "continued" : trigger);
+	flush_out(s);
+	return 0;
+}
+
+void session_ready(struct session *s)
+{
+	struct wpt_tracker_info info = { .size = sizeof(info) };
+
+	if (s->o->cmd->id == CMD_SAVE || s->ready)
+		return;
+	s->ready = true;
+	if (s->o->json) {
+		json_begin(s->out, "ready");
+		json_i64(s->out, "pid", s->pid);
+		json_str(s->out, "backend",
+			 !wpt_tracker_info(s->tracker, &info) && info.backend == WPT_BACKEND_ASYNC ? "async" : "unknown");
+		json_end(s->out);
+	} else if (s->lines) {
+		fputs("ready\n", s->out);
+	}
+	flush_out(s);
+}
+
+void session_end(struct session *s, const char *reason)
+{
+	if (!s->o->json)
+		return;
+	json_begin(s->out, "end");
+	json_str(s->out, "reason", reason);
+	json_u64(s->out, "links", s->nr_links);
+	json_end(s->out);
+	flush_out(s);
+}
