@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Numbers, sizes, durations and ranges as people write them. No floating point in parsing: what is accepted is exact. */
+/* Numbers, sizes, durations and ranges as people write them. No floating point in parsing. */
 #include "wpsnap.h"
 
 #include <ctype.h>
@@ -55,8 +55,8 @@ struct unit {
 };
 
 /*
- * "1", "1.5UNIT": value * factor, exact or -EINVAL when the fraction is finer than the base unit can say. Nine digits after the
- * point are enough for a nanosecond.
+ * "1", "1.5UNIT": value * factor, rounded down. There are no fractions of the base unit, and nine digits after the point are
+ * enough for a nanosecond.
  */
 static int parse_scaled(const char *s, const struct unit *units, size_t nr, uint64_t *out)
 {
@@ -84,7 +84,7 @@ static int parse_scaled(const char *s, const struct unit *units, size_t nr, uint
 	if (i == nr)
 		return -EINVAL;
 	part = (unsigned __int128)fraction * units[i].factor;
-	if (part % scale)
+	if (scale > 1 && units[i].factor == 1)
 		return -EINVAL;
 	if (__builtin_mul_overflow(whole, units[i].factor, &v) || __builtin_add_overflow(v, (uint64_t)(part / scale), &v))
 		return -ERANGE;
