@@ -26,7 +26,7 @@ static void on_signal(int sig)
 	cancelled_by = sig;
 }
 
-/* The first signal asks for a clean end, the second ends: a write that blocks for ever must not hold the terminal. */
+/* The second signal ends at once: a write that blocks for ever must not hold the terminal. */
 static void catch_signal(int sig)
 {
 	struct sigaction sa = { .sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND };
@@ -36,14 +36,35 @@ static void catch_signal(int sig)
 		sigaction(sig, &sa, NULL);
 }
 
+void interrupt_catch(void)
+{
+	catch_signal(SIGINT);
+	catch_signal(SIGTERM);
+}
+
+bool interrupt_asked(void)
+{
+	return cancelled_by != 0;
+}
+
+void interrupt_finish(const char *what, int err)
+{
+	int sig = cancelled_by;
+
+	if (err != -ECANCELED || !sig)
+		return;
+	complain("%s: interrupted; nothing incomplete was left", what);
+	signal(sig, SIG_DFL);
+	raise(sig);
+}
+
 void progress_begin(struct progress *p, const char *what, bool quiet)
 {
 	memset(p, 0, sizeof(*p));
 	p->what = what;
 	p->enabled = !quiet && isatty(STDERR_FILENO);
 	p->begin_ns = p->last_ns = now_ns();
-	catch_signal(SIGINT);
-	catch_signal(SIGTERM);
+	interrupt_catch();
 }
 
 static void draw(struct progress *p, uint64_t done, uint64_t total, uint64_t elapsed)
@@ -82,13 +103,7 @@ int progress_update(void *arg, uint64_t done, uint64_t total)
 
 void progress_end(struct progress *p, int err)
 {
-	int sig = cancelled_by;
-
 	if (p->shown)
 		fputs("\r\033[K", stderr);
-	if (err != -ECANCELED || !sig)
-		return;
-	complain("%s: interrupted; nothing incomplete was left", p->what);
-	signal(sig, SIG_DFL);
-	raise(sig);
+	interrupt_finish(p->what, err);
 }

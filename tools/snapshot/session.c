@@ -253,6 +253,8 @@ static void report_failure(struct session *s, int err, const char *trigger)
 {
 	const struct opts *o = s->o;
 
+	if (err == -ECANCELED)
+		return;
 	if (!s->nr_links)
 		report(err, next_write(err), "%s: no snapshot of process %d in %s", o->cmd->name, (int)s->pid, o->output);
 	else
@@ -267,10 +269,17 @@ static void report_failure(struct session *s, int err, const char *trigger)
 	flush_out(s);
 }
 
+static int on_paused(void *arg)
+{
+	(void)arg;
+	return interrupt_asked() ? -ECANCELED : 0;
+}
+
 static int take(struct session *s, struct wpt_take_stats *st)
 {
 	struct wpt_take_options to = { .size = sizeof(to) };
 
+	to.paused = on_paused;
 	to.mode = s->o->mode;
 	if (s->o->refuse)
 		to.flags |= WPT_TAKE_REFUSE;

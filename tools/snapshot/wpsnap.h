@@ -138,7 +138,15 @@ void json_end(FILE *f);
 
 /* ---- progress.c ---- */
 
-/* A bar on stderr if that is a terminal. SIGINT and SIGTERM cancel: the operation returns -ECANCELED. */
+/*
+ * SIGINT and SIGTERM: the first asks for an end that leaves nothing behind, the second ends at once. interrupt_finish() ends the process
+ * by the signal if an operation was cancelled for it (`err` is -ECANCELED).
+ */
+void interrupt_catch(void);
+bool interrupt_asked(void);
+void interrupt_finish(const char *what, int err);
+
+/* A bar on stderr if that is a terminal. Interrupts cancel: the operation returns -ECANCELED. */
 struct progress {
 	const char *what;
 	uint64_t begin_ns, last_ns;
