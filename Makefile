@@ -139,7 +139,7 @@ deps:
 	scripts/deps
 
 bench: all $(BENCH)
-	@for b in $(BENCH); do echo "== $$b"; $$b || exit 1; done
+	@tests/bench/run.sh $(B)/tests/bench
 
 fuzz: $(FUZZ)
 	scripts/run-fuzz $(FUZZ_SECONDS) $^
