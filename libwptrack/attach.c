@@ -1,0 +1,475 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Getting a userfaultfd of another process, which nobody prepared for it.
+ *
+ * One thread of the target is stopped and has an existing system call instruction (of the vDSO or of a library) execute userfaultfd();
+ * the descriptor is taken by pidfd_getfd() and the same thread closes its own. Rules, each for a way to harm the target:
+ *
+ * - All of it is done by a short-lived process of its own, with all signals blocked and in its own session: a tracer that dies between
+ *   setting the registers and restoring them leaves the thread with wrong ones.
+ * - Registers are set and restored only in a PTRACE_EVENT_STOP, which is inside the kernel's signal delivery: a system call that the stop
+ *   interrupted (its result register says -ERESTART...) is restarted by the kernel after the release. At the end of a system call nobody
+ *   would do that, and the program would see the number.
+ * - Signals are blocked in the thread meanwhile, so that no handler runs on our registers; they stay pending and are delivered later.
+ *   SIGSTOP, which can't be blocked, is let through: the group stops, our thread goes on, and stops with the others when it is released.
+ * - A thread inside a restartable sequence (rseq) is moved to the sequence's abort address: the kernel can't see that it was interrupted.
+ * - A seccomp filter is suspended, or nothing is touched.
+ *
+ * Once registers were set there is no deadline: leaving the thread then would be the harm.
+ */
+#include "target_impl.h"
+
+#include <elf.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+
+#include "proc.h"
+#include "sys.h"
+
+#if defined(__x86_64__) && defined(__LP64__)
+
+#ifndef PTRACE_GETSIGMASK
+#define PTRACE_GETSIGMASK 0x420a
+#define PTRACE_SETSIGMASK 0x420b
+#endif
+#define GET_RSEQ_CONFIGURATION 0x420f
+#define GET_SYSCALL_USER_DISPATCH 0x4211
+#define USER_CODE_64 0x33
+#define SYSCALL_STOP (SIGTRAP | 0x80)
+#define EFLAGS_TRAP 0x100
+#define KCMP_FILE 0
+#define PIDFD_THREAD O_EXCL
+#define RETRIES 4
+#define SLICE_NS 20000000
+
+typedef struct user_regs_struct regs_t;
+
+struct inject {
+	struct wpt_target *t;
+	uint64_t deadline;
+	uint64_t insn;     /* of the target's memory: a system call instruction */
+	int round;
+	/* out */
+	int result;
+	int uffd;
+};
+
+/* ---- helper process ---- */
+
+static long trace(long request, pid_t tid, uintptr_t addr, uintptr_t data)
+{
+	return wpt_sys(SYS_ptrace, request, tid, addr, data);
+}
+
+static long move_regs(long request, pid_t tid, regs_t *regs)
+{
+	struct iovec iov = { regs, sizeof(*regs) };
+	long rc = trace(request, tid, NT_PRSTATUS, (uintptr_t)&iov);
+
+	/* A program of 32 bits has fewer registers. */
+	return rc ? rc : iov.iov_len == sizeof(*regs) ? 0 : -WPT_E_ARCH;
+}
+
+/* The next stop: its wait status, or 0 at the deadline (0: none), or -WPT_E_GONE. */
+static int next_stop(pid_t tid, uint64_t deadline)
+{
+	uint64_t sigchld = UINT64_C(1) << (SIGCHLD - 1), now;
+	struct timespec ts = { 0, 5000000 };
+	int status;
+	long rc;
+
+	for (;;) {
+		rc = wpt_sys(SYS_wait4, tid, &status, WNOHANG | __WALL, NULL);
+		if (rc == tid && WIFSTOPPED(status))
+			return status;
+		if (rc && rc != -EINTR)
+			return -WPT_E_GONE;
+		now = wpt_now_ns();
+		if (deadline && now >= deadline)
+			return 0;
+		if (deadline)
+			ts.tv_nsec = (long)WPT_MIN(deadline - now, UINT64_C(5000000));
+		wpt_sys(SYS_rt_sigtimedwait, &sigchld, NULL, &ts, sizeof(sigchld));
+	}
+}
+
+static bool is_event_stop(int status)
+{
+	return status >> 16 == WPT_PTRACE_EVENT_STOP;
+}
+
+/*
+ * Until the thread is where its registers may be set. Signals on the way are delivered as if nobody watched. Any stop cancels a pending
+ * interrupt, so each one is followed by another.
+ */
+static int settle(pid_t tid, uint64_t deadline)
+{
+	int status;
+
+	for (;;) {
+		status = next_stop(tid, deadline);
+		if (status <= 0)
+			return status ? status : -WPT_E_STOP_TIMEOUT;
+		if (is_event_stop(status))
+			return 0;
+		if (trace(PTRACE_INTERRUPT, tid, 0, 0) || trace(PTRACE_CONT, tid, 0, (uintptr_t)WSTOPSIG(status)))
+			return -WPT_E_GONE;
+	}
+}
+
+/*
+ * Goes on with `request` until a stop at a system call's entry or exit, or with `event` until the next event stop. The only signal that can
+ * come is SIGSTOP; any other one is our own doing and must not reach the program.
+ */
+static int go(pid_t tid, long request, bool event)
+{
+	uintptr_t signal = 0;
+	int status;
+
+	for (;;) {
+		if ((event && trace(PTRACE_INTERRUPT, tid, 0, 0)) || trace(request, tid, 0, signal))
+			return -WPT_E_GONE;
+		status = next_stop(tid, 0);
+		if (status < 0)
+			return status;
+		signal = 0;
+		if (is_event_stop(status)) {
+			if (event)
+				return 0;
+		} else if (WSTOPSIG(status) == SYSCALL_STOP) {
+			if (!event)
+				return 0;
+		} else if (WSTOPSIG(status) == SIGSTOP) {
+			signal = SIGSTOP;
+		} else {
+			return -EFAULT;
+		}
+	}
+}
+
+/* One system call by the thread. Starts and ends in an event stop. */
+static long call(pid_t tid, const regs_t *saved, uint64_t insn, long nr, long a)
+{
+	regs_t regs = *saved;
+	int rc;
+
+	regs.rip = insn;
+	regs.rax = (unsigned long)nr;
+	regs.orig_rax = (unsigned long)-1; /* not in a system call: nothing to restart */
+	regs.rdi = (unsigned long)a;
+	regs.eflags &= ~(unsigned long)EFLAGS_TRAP;
+	if (move_regs(PTRACE_SETREGSET, tid, &regs))
+		return -WPT_E_GONE;
+	rc = go(tid, PTRACE_SYSCALL, false);
+	if (!rc)
+		rc = go(tid, PTRACE_SYSCALL, false);
+	if (!rc && move_regs(PTRACE_GETREGSET, tid, &regs))
+		rc = -WPT_E_GONE;
+	if (!rc)
+		rc = go(tid, PTRACE_CONT, true);
+	return rc ? rc : (long)regs.rax;
+}
+
+static bool read_target(struct inject *in, uint64_t addr, void *buf, size_t len)
+{
+	return wpt_mem_pread(in->t->mem, buf, len, addr) == (ssize_t)len;
+}
+
+struct rseq_area {
+	uint32_t cpu_id_start, cpu_id;
+	uint64_t cs;
+};
+
+struct rseq_section {
+	uint32_t version, flags;
+	uint64_t start, length, abort;
+};
+
+static void leave_rseq(struct inject *in, pid_t tid, regs_t *regs)
+{
+	struct { uint64_t area; uint32_t size, signature, flags, pad; } config;
+	struct rseq_section section;
+	struct rseq_area area;
+
+	if (trace(GET_RSEQ_CONFIGURATION, tid, sizeof(config), (uintptr_t)&config) < 0 || !config.area)
+		return;
+	if (!read_target(in, config.area, &area, sizeof(area)) || !area.cs)
+		return;
+	if (read_target(in, area.cs, &section, sizeof(section)) && regs->rip - section.start < section.length)
+		regs->rip = section.abort;
+}
+
+/* A program that handles its own system calls (Wine) would get SIGSYS for ours. */
+static bool dispatches_syscalls(pid_t tid)
+{
+	struct { uint64_t mode, selector, offset, len; } config = { 0, 0, 0, 0 };
+
+	return trace(GET_SYSCALL_USER_DISPATCH, tid, sizeof(config), (uintptr_t)&config) >= 0 && config.mode;
+}
+
+/* The thread still runs the program whose memory was opened, in 64-bit mode, and the instruction is there. */
+static int verify(struct inject *in, pid_t tid, const regs_t *regs)
+{
+	struct wpt_target *t = in->t;
+	uint8_t token[WPT_TOKEN_BYTES], insn[2];
+	struct iovec local = { token, sizeof(token) };
+	struct iovec remote = { (void *)(uintptr_t)t->token_addr, sizeof(token) };
+
+	if (regs->cs != USER_CODE_64)
+		return -WPT_E_ARCH;
+	if (wpt_sys(SYS_process_vm_readv, tid, &local, 1, &remote, 1, 0) != sizeof(token) || memcmp(token, t->token, sizeof(token)))
+		return -WPT_E_GONE;
+	if (!read_target(in, in->insn, insn, sizeof(insn)) || insn[0] != 0x0f || insn[1] != 0x05)
+		return -WPT_E_GONE;
+	return dispatches_syscalls(tid) ? -WPT_E_SECCOMP : 0;
+}
+
+static bool is_userfaultfd(int fd)
+{
+	static const char want[] = "anon_inode:[userfaultfd]";
+	char path[64], link[sizeof(want)];
+
+	return wpt_sys(SYS_readlinkat, AT_FDCWD, wpt_proc_path(path, "/proc/self/fd/", (uint64_t)fd, ""), link, sizeof(link)) ==
+		       sizeof(want) - 1 &&
+	       !memcmp(link, want, sizeof(want) - 1);
+}
+
+/* The descriptor `fd` of the thread, if it is the one it has just made: other threads may have closed or replaced it. */
+static int take(struct inject *in, pid_t tid, int fd)
+{
+	int pidfd, ours;
+	long rc;
+
+	/* The thread's own table, which need not be the leader's; older kernels know only the leader's. */
+	pidfd = (int)wpt_sys(SYS_pidfd_open, tid, PIDFD_THREAD);
+	ours = (int)wpt_sys(SYS_pidfd_getfd, pidfd >= 0 ? pidfd : in->t->pidfd, fd, 0);
+	if (pidfd >= 0)
+		wpt_sys(SYS_close, pidfd);
+	if (ours < 0)
+		return ours == -EBADF || ours == -ESRCH ? -EAGAIN : ours;
+	rc = wpt_sys(SYS_kcmp, tid, wpt_sys(SYS_getpid), KCMP_FILE, fd, ours);
+	if (rc > 0 || !is_userfaultfd(ours)) {
+		wpt_sys(SYS_close, ours);
+		return -EAGAIN;
+	}
+	return ours;
+}
+
+static int make_uffd(struct inject *in, pid_t tid, const regs_t *saved)
+{
+	long fd, rc;
+
+	fd = call(tid, saved, in->insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd == -EPERM || fd == -EACCES)
+		fd = call(tid, saved, in->insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	if (fd < 0)
+		return fd == -ENOSYS || fd == -EINVAL ? -WPT_E_UNSUPPORTED : (int)fd;
+	in->uffd = take(in, tid, (int)fd);
+	rc = call(tid, saved, in->insn, SYS_close, fd);
+	if (rc == -WPT_E_GONE || in->uffd < 0)
+		return in->uffd < 0 ? in->uffd : -WPT_E_GONE;
+	return 0;
+}
+
+/* The thread is in an event stop and leaves it as it came. */
+static int with_stopped(struct inject *in, pid_t tid)
+{
+	uint64_t all = UINT64_MAX, mask;
+	regs_t saved;
+	int rc;
+
+	rc = (int)move_regs(PTRACE_GETREGSET, tid, &saved);
+	if (!rc)
+		rc = verify(in, tid, &saved);
+	if (!rc && (trace(PTRACE_GETSIGMASK, tid, sizeof(mask), (uintptr_t)&mask) ||
+		    trace(PTRACE_SETSIGMASK, tid, sizeof(all), (uintptr_t)&all)))
+		rc = -WPT_E_GONE;
+	if (rc)
+		return rc;
+	leave_rseq(in, tid, &saved);
+	rc = make_uffd(in, tid, &saved);
+	if (rc == -WPT_E_GONE)
+		return rc;
+	if (move_regs(PTRACE_SETREGSET, tid, &saved) || trace(PTRACE_SETSIGMASK, tid, sizeof(mask), (uintptr_t)&mask))
+		return -WPT_E_GONE;
+	return rc;
+}
+
+/*
+ * With the options that the thread's seccomp mode asks for. A filter that it installs between our look and its stop is found by a second
+ * look.
+ */
+static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
+{
+	long options = WPT_PTRACE_O_TRACESYSGOOD, rc;
+	struct wpt_proc_status st;
+	char path[64];
+
+	wpt_proc_path(path, "", (uint64_t)tid, "/status");
+	rc = wpt_proc_status(in->t->task, path, &st);
+	if (rc)
+		return (int)rc;
+	if (st.seccomp)
+		options |= WPT_PTRACE_O_SUSPEND_SECCOMP;
+	if (!st.tracer)
+		rc = trace(PTRACE_SEIZE, tid, 0, (uintptr_t)options);
+	else if (st.tracer != wpt_sys(SYS_getpid)) /* ours if it did not stop in an earlier round */
+		return -WPT_E_TRACED;
+	if (rc)
+		return rc == -ESRCH || !st.seccomp ? (int)rc : -WPT_E_SECCOMP;
+	if (trace(PTRACE_INTERRUPT, tid, 0, 0))
+		return -ESRCH;
+	rc = settle(tid, deadline);
+	if (rc)
+		return rc == -WPT_E_GONE ? -ESRCH : (int)rc;
+	rc = wpt_proc_status(in->t->task, path, &st);
+	if (!rc && st.seccomp && trace(PTRACE_SETOPTIONS, tid, 0, WPT_PTRACE_O_TRACESYSGOOD | WPT_PTRACE_O_SUSPEND_SECCOMP))
+		rc = -WPT_E_SECCOMP;
+	if (!rc)
+		rc = with_stopped(in, tid);
+	trace(PTRACE_DETACH, tid, 0, 0);
+	return (int)rc;
+}
+
+/* One slice for each thread. Those that look as if they can't stop (vfork, disk) or are stopped already come in the second round. */
+static int try_thread(void *arg, uint64_t tid)
+{
+	struct inject *in = arg;
+	struct wpt_proc_stat st;
+	uint64_t now = wpt_now_ns();
+	char path[64];
+	int rc;
+
+	if (wpt_proc_stat(in->t->task, wpt_proc_path(path, "", tid, "/stat"), &st) || st.state == 'Z' || st.state == 'X')
+		return 0;
+	if (now >= in->deadline)
+		return -WPT_E_STOP_TIMEOUT;
+	if (in->round == 0 && (st.state == 'D' || st.state == 't' || st.state == 'T'))
+		return 0;
+	rc = with_thread(in, (pid_t)tid, in->round ? in->deadline : WPT_MIN(in->deadline, now + SLICE_NS));
+	if (rc == -ESRCH)
+		return 0;
+	in->result = rc;
+	return rc == -WPT_E_STOP_TIMEOUT ? 0 : 1;
+}
+
+static void helper(struct inject *in)
+{
+	struct sigaction act = { .sa_handler = SIG_DFL };
+	int rc = 0;
+
+	/* The parent may ignore SIGCHLD; this process has handlers of its own. */
+	sigaction(SIGCHLD, &act, NULL);
+	wpt_sys(SYS_setsid);
+	in->result = -WPT_E_GONE;
+	for (in->round = 0; in->round < 2 && rc <= 0; in->round++) {
+		rc = wpt_proc_numbers(in->t->task, try_thread, in);
+		if (rc < 0)
+			in->result = rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
+	}
+}
+
+/* ---- caller ---- */
+
+/*
+ * The helper has a copy of our memory, so that nothing that befalls us befalls it, but shares our descriptors: what it opens is ours. It
+ * sends no signal when it ends, and inherits that all signals are blocked.
+ */
+static int run_helper(struct inject *in)
+{
+	uint64_t all = UINT64_MAX, old;
+	long pid;
+
+	in->uffd = -1;
+	in->result = -EIO; /* if the helper is killed */
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
+	pid = wpt_sys(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
+	if (pid == 0) {
+		helper(in);
+		for (;;)
+			wpt_sys(SYS_exit_group, 0);
+	}
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
+	if (pid < 0)
+		return (int)pid;
+	while (wpt_sys(SYS_wait4, pid, NULL, __WALL, NULL) == -EINTR)
+		;
+	if (in->result && in->uffd >= 0)
+		wpt_fd_close(&in->uffd);
+	return in->result;
+}
+
+static uint64_t search(struct wpt_target *t, const struct wpt_map *map, uint8_t *buf, size_t size)
+{
+	uint64_t addr;
+	ssize_t n, i;
+
+	for (addr = map->start; addr < map->end; addr += (uint64_t)(n - 1)) {
+		n = wpt_mem_pread(t->mem, buf, (size_t)WPT_MIN((uint64_t)size, map->end - addr), addr);
+		if (n < 2)
+			return 0;
+		for (i = 0; i + 1 < n; i++)
+			if (buf[i] == 0x0f && buf[i + 1] == 0x05)
+				return addr + (uint64_t)i;
+	}
+	return 0;
+}
+
+/* The vDSO comes last in the list, is there as good as always, and is never unmapped. */
+static int find_insn(struct wpt_target *t, uint64_t *insn)
+{
+	struct wpt_maps maps = { .raw = 0 };
+	uint8_t *buf;
+	size_t i;
+	int rc;
+
+	buf = wpt_vm_alloc(65536);
+	rc = buf ? wpt_target_maps(t, &maps) : -ENOMEM;
+	*insn = 0;
+	for (i = maps.maps.count; !rc && i-- > 0 && !*insn;)
+		if (wpt_map_at(&maps, i)->exec && strcmp(wpt_map_name(&maps, wpt_map_at(&maps, i)), "[vsyscall]"))
+			*insn = search(t, wpt_map_at(&maps, i), buf, 65536);
+	wpt_maps_free(&maps);
+	wpt_vm_free(buf, 65536);
+	return rc ? rc : *insn ? 0 : -WPT_E_UNSUPPORTED;
+}
+
+int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
+{
+	struct inject *in;
+	int rc, i;
+
+	if (!t->token_valid)
+		return -WPT_E_ARCH; /* the program's auxiliary vector is not in words of 64 bits */
+	in = mmap(NULL, sizeof(*in), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (in == MAP_FAILED)
+		return -ENOMEM;
+	in->t = t;
+	in->deadline = deadline;
+	rc = find_insn(t, &in->insn);
+	for (i = 0; !rc && i < RETRIES; i++) {
+		rc = run_helper(in);
+		if (rc != -EAGAIN)
+			break;
+		rc = i + 1 < RETRIES ? 0 : rc;
+	}
+	rc = rc ? rc : in->uffd;
+	munmap(in, sizeof(*in));
+	return rc;
+}
+
+#else
+
+int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
+{
+	(void)t;
+	(void)deadline;
+	return -WPT_E_UNSUPPORTED;
+}
+
+#endif

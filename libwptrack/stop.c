@@ -1,0 +1,497 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Stopping a target by ptrace.
+ *
+ * The tracer is a process of its own, the keeper: it shares our memory and descriptors and lives from stop to resume. So the caller's
+ * wait() and SIGCHLD handler see nothing of it; a thread that can't be stopped in time is let go by the keeper's exit; and when we die
+ * the kernel kills the keeper, which lets the target run. The keeper shares the calling thread's errno, hence sys.h.
+ *
+ * A thread is stopped when the keeper has seen its stop. All are when every thread on the list is, and the kernel counts as many
+ * threads as the list: none of them can have made another one then.
+ *
+ * Synchronization: `state` is a futex word. The keeper owns the rest of struct wpt_stop while it is ASKED, the caller otherwise.
+ */
+#include "target_impl.h"
+
+#include <elf.h>
+#include <linux/futex.h>
+#include <linux/stat.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+
+#include "proc.h"
+#include "sys.h"
+
+enum { IDLE, ASKED, ANSWERED };
+enum command { STOP, REGISTERS, RELEASE };
+
+#define STACK_BYTES 131072
+#define POLL_NS 5000000
+
+struct thread {
+	pid_t pid, tid;
+	int signal;   /* taken from the thread by our stop, to be given back */
+	bool stopped;
+	bool zombie;  /* a leader that exited before its threads */
+	bool gone;
+};
+
+struct process {
+	pid_t pid;
+	int task;
+};
+
+struct wpt_stop {
+	_Atomic uint32_t state;
+	enum command command;
+	int result;
+	_Atomic pid_t keeper; /* 0: none */
+	pid_t self;
+	struct wpt_target *target;
+	uint64_t deadline, started;
+	struct wpt_vec processes;
+	struct wpt_vec threads;
+	struct wpt_vec *registers;
+	size_t hint;
+	bool found;
+	char *stack;
+};
+
+static long futex(_Atomic uint32_t *word, int op, uint32_t value, const struct timespec *timeout)
+{
+	return wpt_sys(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, timeout);
+}
+
+static struct process *process_at(struct wpt_stop *s, size_t i)
+{
+	return wpt_vec_at(&s->processes, struct process, i);
+}
+
+static struct thread *thread_at(struct wpt_stop *s, size_t i)
+{
+	return wpt_vec_at(&s->threads, struct thread, i);
+}
+
+/* ---- keeper: from here on no errno, no malloc ---- */
+
+static int process_add(struct wpt_stop *s, pid_t pid)
+{
+	struct process *p;
+	char path[64];
+	int fd;
+
+	fd = (int)wpt_sys(SYS_openat, AT_FDCWD, wpt_proc_path(path, "/proc/", (uint64_t)pid, "/task"),
+			  O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return fd == -ENOENT || fd == -ESRCH ? 0 : fd;
+	p = wpt_vec_push(&s->processes);
+	if (!p) {
+		wpt_sys(SYS_close, fd);
+		return -ENOMEM;
+	}
+	p->pid = pid;
+	p->task = fd;
+	return 0;
+}
+
+static bool is_zombie(char state)
+{
+	return state == 'Z' || state == 'X';
+}
+
+/* Why a thread can't be seized. 0: it is gone, or is a zombie that counts. */
+static int seize_failed(struct wpt_stop *s, const struct process *p, struct thread *th, long rc)
+{
+	struct wpt_proc_status st;
+	char path[64];
+
+	th->gone = true;
+	if (rc == -ESRCH)
+		return 0;
+	if (wpt_proc_status(p->task, wpt_proc_path(path, "", (uint64_t)th->tid, "/status"), &st))
+		return 0;
+	if (is_zombie(st.state)) {
+		th->zombie = th->tid == p->pid;
+		th->gone = !th->zombie;
+		return 0;
+	}
+	if (p->pid != s->target->pid)
+		return -WPT_E_SHARED_VM;
+	return st.tracer ? -WPT_E_TRACED : (int)rc;
+}
+
+struct pass {
+	struct wpt_stop *s;
+	struct process p;
+	size_t added;
+};
+
+static int seize(void *arg, uint64_t number)
+{
+	struct pass *pass = arg;
+	struct wpt_stop *s = pass->s;
+	pid_t tid = (pid_t)number;
+	struct thread *th;
+	size_t i, n = s->threads.count;
+	long rc;
+
+	for (i = 0; i < n; i++, s->hint++) {
+		if (s->hint >= n)
+			s->hint = 0;
+		th = thread_at(s, s->hint);
+		if (th->tid == tid && !th->gone)
+			return 0;
+	}
+	th = wpt_vec_push(&s->threads);
+	if (!th)
+		return -ENOMEM;
+	th->pid = pass->p.pid;
+	th->tid = tid;
+	pass->added++;
+	rc = wpt_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, 0);
+	if (!rc)
+		rc = wpt_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+	return rc ? seize_failed(s, &pass->p, th, rc) : 0;
+}
+
+/*
+ * A signal that the thread was about to take is handed back at the release. The other stops, by our interrupt or by a stop signal, carry
+ * none.
+ */
+static int wait_thread(struct wpt_stop *s, const struct process *p, struct thread *th)
+{
+	uint64_t sigchld = UINT64_C(1) << (SIGCHLD - 1), now;
+	struct timespec ts = { 0, 0 };
+	struct wpt_proc_stat st;
+	char path[64];
+	int status;
+	long rc;
+
+	for (;;) {
+		rc = wpt_sys(SYS_wait4, th->tid, &status, WNOHANG | __WALL, NULL);
+		if (rc == th->tid && WIFSTOPPED(status)) {
+			th->stopped = true;
+			th->signal = status >> 16 ? 0 : WSTOPSIG(status);
+			return 0;
+		}
+		if (rc && rc != -EINTR) {
+			th->gone = true;
+			return 0;
+		}
+		now = wpt_now_ns();
+		if (now >= s->deadline)
+			return -WPT_E_STOP_TIMEOUT;
+		ts.tv_nsec = (long)WPT_MIN(s->deadline - now, (uint64_t)POLL_NS);
+		if (wpt_sys(SYS_rt_sigtimedwait, &sigchld, NULL, &ts, sizeof(sigchld)) == SIGCHLD)
+			continue;
+		if (!wpt_proc_stat(p->task, wpt_proc_path(path, "", (uint64_t)th->tid, "/stat"), &st) && is_zombie(st.state) &&
+		    th->tid == p->pid) {
+			th->zombie = true;
+			return 0;
+		}
+	}
+}
+
+/* As many links as folders: "." and ".." and one for each thread. */
+static size_t count_threads(const struct process *p)
+{
+	struct statx stx;
+
+	if (wpt_sys(SYS_statx, p->task, "", AT_EMPTY_PATH, STATX_NLINK, &stx) || stx.stx_nlink < 2)
+		return 0;
+	return stx.stx_nlink - 2;
+}
+
+static int stop_process(struct wpt_stop *s, size_t index)
+{
+	struct pass pass = { s, *process_at(s, index), 0 };
+	struct thread *th;
+	size_t i, stopped;
+	int rc;
+
+	for (;;) {
+		pass.added = 0;
+		rc = wpt_proc_numbers(pass.p.task, seize, &pass);
+		if (rc && rc != -ENOENT && rc != -ESRCH)
+			return rc;
+		for (i = stopped = 0; i < s->threads.count; i++) {
+			th = thread_at(s, i);
+			if (th->pid != pass.p.pid || th->gone)
+				continue;
+			rc = th->stopped || th->zombie ? 0 : wait_thread(s, &pass.p, th);
+			if (rc)
+				return rc;
+			stopped += !th->gone;
+		}
+		if (!pass.added && stopped == count_threads(&pass.p))
+			return 0;
+		if (wpt_now_ns() >= s->deadline)
+			return -WPT_E_STOP_TIMEOUT;
+	}
+}
+
+static pid_t stopped_thread(struct wpt_stop *s)
+{
+	size_t i;
+
+	for (i = 0; i < s->threads.count; i++)
+		if (thread_at(s, i)->stopped && thread_at(s, i)->pid == s->target->pid)
+			return thread_at(s, i)->tid;
+	return 0;
+}
+
+static int check_sharer(void *arg, uint64_t number)
+{
+	struct wpt_stop *s = arg;
+	pid_t pid = (pid_t)number, tid = stopped_thread(s);
+	size_t i;
+
+	if (!tid)
+		return -WPT_E_GONE;
+	for (i = 0; i < s->processes.count; i++)
+		if (process_at(s, i)->pid == pid)
+			return 0;
+	if (wpt_sys(SYS_kcmp, tid, pid, WPT_KCMP_VM, 0, 0) != 0)
+		return 0;
+	if (pid == s->self)
+		return -WPT_E_SHARED_VM;
+	s->found = true;
+	return process_add(s, pid);
+}
+
+static int stop_all(struct wpt_stop *s)
+{
+	size_t done = 0;
+	int proc, rc;
+
+	rc = process_add(s, s->target->pid);
+	if (rc)
+		return rc;
+	proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (proc < 0)
+		return proc;
+	s->started = wpt_now_ns();
+	do {
+		for (; !rc && done < s->processes.count; done++)
+			rc = stop_process(s, done);
+		s->found = false;
+		if (!rc)
+			rc = wpt_proc_numbers(proc, check_sharer, s);
+	} while (!rc && s->found);
+	wpt_sys(SYS_close, proc);
+	return rc;
+}
+
+/* What is not stopped is let go by our exit. */
+static void release_all(struct wpt_stop *s)
+{
+	struct thread *th;
+	size_t i;
+
+	for (i = 0; i < s->threads.count; i++) {
+		th = thread_at(s, i);
+		if (th->stopped)
+			wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
+	}
+}
+
+static int read_registers(struct wpt_stop *s)
+{
+	(void)s;
+	return 0;
+}
+
+static void answer(struct wpt_stop *s, int result)
+{
+	s->result = result;
+	atomic_store(&s->state, ANSWERED);
+	futex(&s->state, FUTEX_WAKE, 1, NULL);
+}
+
+static int keeper(void *arg)
+{
+	struct sigaction act = { .sa_handler = SIG_DFL };
+	struct wpt_stop *s = arg;
+	int rc;
+
+	/* The parent's SIGCHLD may be ignored, and then nobody would wake us; this process has handlers of its own. */
+	sigaction(SIGCHLD, &act, NULL);
+	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	rc = wpt_sys(SYS_getppid) == s->self ? stop_all(s) : -ECANCELED;
+	if (rc) {
+		release_all(s);
+		s->result = rc;
+		return 1;
+	}
+	answer(s, 0);
+	for (;;) {
+		while (atomic_load(&s->state) != ASKED)
+			futex(&s->state, FUTEX_WAIT, ANSWERED, NULL);
+		if (s->command == RELEASE)
+			break;
+		answer(s, read_registers(s));
+	}
+	release_all(s);
+	return 0;
+}
+
+/* ---- caller ---- */
+
+/* Blocked signals are inherited by the keeper, so that a Ctrl-C meant for all of us does not end it before its work. */
+static pid_t start_keeper(struct wpt_stop *s)
+{
+	uint64_t all = UINT64_MAX, old;
+	pid_t pid;
+
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
+	pid = clone(keeper, s->stack + STACK_BYTES, CLONE_VM | CLONE_FILES | CLONE_FS, s);
+	if (pid < 0)
+		pid = -errno;
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
+	return pid;
+}
+
+static void reap(struct wpt_stop *s)
+{
+	pid_t pid = atomic_exchange(&s->keeper, 0);
+
+	while (pid && wpt_sys(SYS_wait4, pid, NULL, __WALL, NULL) == -EINTR)
+		;
+}
+
+/* The keeper's answer. A keeper that ended without one failed (s->result says how) or was killed. */
+static int await(struct wpt_stop *s)
+{
+	struct timespec ts = { 0, POLL_NS };
+	siginfo_t info;
+	long rc;
+
+	while (atomic_load(&s->state) != ANSWERED) {
+		futex(&s->state, FUTEX_WAIT, ASKED, &ts);
+		info.si_pid = 0;
+		rc = wpt_sys(SYS_waitid, P_PID, (long)s->keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL);
+		if ((rc == 0 && info.si_pid) || rc == -ECHILD)
+			return s->result ? s->result : -WPT_E_STOP_TIMEOUT;
+	}
+	return s->result;
+}
+
+static void forget(struct wpt_stop *s)
+{
+	size_t i;
+
+	for (i = 0; i < s->processes.count; i++)
+		wpt_sys(SYS_close, process_at(s, i)->task);
+	wpt_vec_clear(&s->processes);
+	wpt_vec_clear(&s->threads);
+	atomic_store(&s->state, IDLE);
+}
+
+static int stop_new(struct wpt_target *t)
+{
+	struct wpt_stop *s = wpt_vm_alloc(sizeof(*s));
+
+	if (!s)
+		return -ENOMEM;
+	s->stack = wpt_vm_alloc(STACK_BYTES);
+	if (!s->stack) {
+		wpt_vm_free(s, sizeof(*s));
+		return -ENOMEM;
+	}
+	s->processes.elem_size = sizeof(struct process);
+	s->threads.elem_size = sizeof(struct thread);
+	s->target = t;
+	t->stop = s;
+	return 0;
+}
+
+void wpt_stop_free(struct wpt_stop *s)
+{
+	if (!s)
+		return;
+	wpt_vec_free(&s->processes);
+	wpt_vec_free(&s->threads);
+	wpt_vm_free(s->stack, STACK_BYTES);
+	wpt_vm_free(s, sizeof(*s));
+}
+
+bool wpt_stop_lost(struct wpt_stop *s)
+{
+	siginfo_t info = { .si_pid = 0 };
+	pid_t keeper = s ? atomic_load(&s->keeper) : 0;
+
+	return keeper && !wpt_sys(SYS_waitid, P_PID, (long)keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL) && info.si_pid;
+}
+
+int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
+{
+	struct wpt_stop *s;
+	pid_t pid;
+	int rc;
+
+	rc = wpt_target_alive(t);
+	if (rc)
+		return rc;
+	if (t->self)
+		return -EINVAL;
+	rc = t->stop ? 0 : stop_new(t);
+	if (rc)
+		return rc;
+	s = t->stop;
+	if (s->keeper)
+		return -EALREADY;
+	s->deadline = wpt_now_ns() + t->stop_timeout_ms * UINT64_C(1000000);
+	s->self = getpid();
+	s->result = 0;
+	s->command = STOP;
+	atomic_store(&s->state, ASKED);
+	pid = start_keeper(s);
+	if (pid < 0) {
+		forget(s);
+		return pid;
+	}
+	s->keeper = pid;
+	rc = await(s);
+	if (!rc)
+		rc = wpt_target_alive(t);
+	if (rc) {
+		wpt_target_resume(t);
+		return rc == -ESRCH ? -WPT_E_GONE : rc;
+	}
+	*stopped_at = s->started;
+	return 0;
+}
+
+void wpt_target_resume(struct wpt_target *t)
+{
+	struct wpt_stop *s = t->stop;
+
+	if (wpt_target_check(t) || !s || !s->keeper)
+		return;
+	s->command = RELEASE;
+	atomic_store(&s->state, ASKED);
+	futex(&s->state, FUTEX_WAKE, 1, NULL);
+	reap(s);
+	forget(s);
+}
+
+int wpt_target_registers(struct wpt_target *t, struct wpt_vec *v)
+{
+	struct wpt_stop *s = t->stop;
+	int rc;
+
+	rc = wpt_target_check(t);
+	if (rc)
+		return rc;
+	if (!s || !s->keeper)
+		return -EINVAL;
+	s->registers = v;
+	s->command = REGISTERS;
+	atomic_store(&s->state, ASKED);
+	futex(&s->state, FUTEX_WAKE, 1, NULL);
+	return await(s);
+}
