@@ -22,4 +22,7 @@ int wpt_kern_protect(int uffd, uint64_t start, uint64_t end);
 /* One PAGEMAP_SCAN; arg->size is set here. Number of regions, or -errno. EINTR is retried. */
 int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg);
 
+/* The part of wpt_probe() that a tracker needs: what of userfaultfd and PAGEMAP_SCAN works; hugetlb only if its page size is given. */
+int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size);
+
 #endif

@@ -224,19 +224,27 @@ void wpt_ledger_reset(struct wpt_ledger *l)
 	}
 }
 
+void wpt_ledger_copied(struct wpt_ledger *l)
+{
+	struct chunk *c;
+	unsigned int i;
+
+	for (c = atomic_load(&l->all); c; c = c->next)
+		if (atomic_exchange(&c->taken, false))
+			for (i = 0; i < WORDS; i++)
+				atomic_store(&c->bits[SET_TAKEN][i], 0);
+}
+
 void wpt_ledger_commit(struct wpt_ledger *l)
 {
 	struct chunk *c;
 	unsigned int i;
 
-	for (c = atomic_load(&l->all); c; c = c->next) {
+	wpt_ledger_copied(l);
+	for (c = atomic_load(&l->all); c; c = c->next)
 		if (atomic_exchange(&c->said, false))
 			for (i = 0; i < WPT_CHUNK_PAGES; i++)
 				c->state[i] &= (uint8_t)~STATE_SAID;
-		if (atomic_exchange(&c->taken, false))
-			for (i = 0; i < WORDS; i++)
-				atomic_store(&c->bits[SET_TAKEN][i], 0);
-	}
 }
 
 void wpt_ledger_rollback(struct wpt_ledger *l)
@@ -327,6 +335,16 @@ int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end)
 	return for_words(l, start, end, true, word_dirty);
 }
 
+static void word_undirty(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_and(&c->bits[SET_DIRTY][word], ~mask);
+}
+
+void wpt_ledger_undirty(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	for_words(l, start, end, false, word_undirty);
+}
+
 static void word_take(struct chunk *c, unsigned int word, uint64_t mask)
 {
 	uint64_t bits;
@@ -387,6 +405,11 @@ uint64_t wpt_ledger_next_taken(const struct wpt_ledger *l, uint64_t from, uint64
 uint64_t wpt_ledger_next_dirty(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
 {
 	return next_run(l, SET_DIRTY, from, end, run_end);
+}
+
+uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
+{
+	return next_run(l, SET_COWED, from, end, run_end);
 }
 
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr)

@@ -51,7 +51,9 @@ enum wpt_known wpt_ledger_known(const struct wpt_ledger *l, uint64_t addr);
 void wpt_ledger_reset(struct wpt_ledger *l);
 int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash);
 
-/* The link in hand is durable: what it said is known. */
+/* copied: taken pages need no other look by this link; for a caller that compares everything again if the link is lost. */
+/* commit: the link in hand is durable, what it said is known. */
+void wpt_ledger_copied(struct wpt_ledger *l);
 void wpt_ledger_commit(struct wpt_ledger *l);
 /* The link in hand is lost: what it said of a page is forgotten (FORCE), and the page is dirty. */
 void wpt_ledger_rollback(struct wpt_ledger *l);
@@ -70,6 +72,7 @@ uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint
  * rollback and are done with by commit. Pages that become dirty in between stay for the link after.
  */
 int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
+void wpt_ledger_undirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_take(struct wpt_ledger *l, uint64_t start, uint64_t end);
 /* The first run of taken pages in [from, end): its start (end if none) and its end in *run_end. */
 uint64_t wpt_ledger_next_taken(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
@@ -78,6 +81,7 @@ uint64_t wpt_ledger_next_dirty(const struct wpt_ledger *l, uint64_t from, uint64
 
 /* The COWed set of private file mappings: pages that were not the file's at the last look. */
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);
+uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
 int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed);
 
 #endif

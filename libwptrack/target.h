@@ -23,6 +23,8 @@ int wpt_target_self(struct wpt_target **out, const struct wpt_log *log);
 int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log);
 void wpt_target_close(struct wpt_target *t);
 
+/* -WPT_E_FORKED in a child of the process that opened the target, else 0. No system call. */
+int wpt_target_check(const struct wpt_target *t);
 pid_t wpt_target_pid(const struct wpt_target *t);
 bool wpt_target_is_self(const struct wpt_target *t);
 uint64_t wpt_target_start_time(const struct wpt_target *t);

@@ -1,0 +1,538 @@
+/* SPDX-License-Identifier: MIT */
+#include "copy.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
+{
+	int pagemap = wpt_target_pagemap(t->target), err;
+
+	memset(c, 0, sizeof(*c));
+	c->t = t;
+	err = wpt_scan_open(&c->outer, pagemap);
+	if (!err)
+		err = wpt_scan_open(&c->inner, pagemap);
+	if (!err)
+		err = wpt_scan_open(&c->check, pagemap);
+	if (err)
+		wpt_copy_close(c);
+	return err;
+}
+
+void wpt_copy_close(struct wpt_copy *c)
+{
+	wpt_scan_close(&c->outer);
+	wpt_scan_close(&c->inner);
+	wpt_scan_close(&c->check);
+}
+
+/* ---- batches ---- */
+
+static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
+{
+	return b->data + (size_t)page * WPT_PAGE;
+}
+
+static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, bool protect, uint64_t *at, uint64_t *run_end)
+{
+	const struct wpt_scan_match *match = c->area->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
+	struct wpt_page_region run;
+	int got;
+
+	if (c->area->kind == WPT_KIND_REPORTED) {
+		*at = wpt_ledger_next_dirty(c->t->ledger, start, end, run_end);
+		return *at < end;
+	}
+	wpt_scan_start(&c->check, start, end, match, protect);
+	got = wpt_scan_next(&c->check, &run);
+	if (got == 0)
+		return false;
+	*at = got < 0 ? start : run.start;
+	*run_end = got < 0 ? end : run.end;
+	return true;
+}
+
+/* Copies a run of the batch again, after protecting it again, until it stays clean or `retries` are used up. */
+static void copy_again(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_t slot)
+{
+	uint64_t at, run_end, page;
+	unsigned int attempt;
+
+	for (attempt = 0; attempt < c->retries && c->area->kind != WPT_KIND_REPORTED; attempt++) {
+		/* What the kernel forgets here stays in the taken or unknown pages of this link. */
+		is_torn_scan(c, start, end, true, &at, &run_end);
+		if (wpt_target_read(c->t->target, start, batch_slot(c->batch, slot), end - start) != (ssize_t)(end - start))
+			break;
+		if (!is_torn_scan(c, start, end, false, &at, &run_end))
+			return;
+	}
+	for (page = start; page < end; page += WPT_PAGE)
+		c->torn[slot + ((page - start) >> WPT_PAGE_SHIFT)] = 1;
+}
+
+/* Splits data items by the torn pages in them. A batch without room for more items flags all of the item. */
+static void split_torn(struct wpt_copy *c)
+{
+	struct wpt_batch *b = c->batch;
+	struct wpt_item item, *out;
+	uint32_t i, slot = 0, n;
+	uint64_t k, run;
+
+	for (i = 0; i < b->nr_items; i++) {
+		if (b->items[i].kind != WPT_ITEM_DATA)
+			continue;
+		item = b->items[i];
+		for (run = 1; run < item.nr_pages && c->torn[slot + run] == c->torn[slot]; run++)
+			;
+		if (run < item.nr_pages && b->nr_items == WPT_BATCH_ITEMS) {
+			for (k = 0; k < item.nr_pages; k++)
+				c->torn[slot + k] = 1;
+			run = item.nr_pages;
+		}
+		out = &b->items[i];
+		out->kind = c->torn[slot] ? WPT_ITEM_TORN : WPT_ITEM_DATA;
+		out->nr_pages = run;
+		slot += (uint32_t)run;
+		if (run == item.nr_pages)
+			continue;
+		n = b->nr_items - i - 1;
+		memmove(out + 2, out + 1, n * sizeof(*out));
+		out[1] = (struct wpt_item){ item.addr + run * WPT_PAGE, item.nr_pages - run, WPT_ITEM_DATA };
+		b->nr_items++;
+	}
+}
+
+static void check_torn(struct wpt_copy *c)
+{
+	const struct wpt_item *item;
+	uint64_t at, run_end, end;
+	uint32_t i, slot = 0;
+	bool any = false;
+
+	memset(c->torn, 0, sizeof(c->torn));
+	for (i = 0; i < c->batch->nr_items; i++) {
+		item = &c->batch->items[i];
+		if (item->kind != WPT_ITEM_DATA)
+			continue;
+		end = item->addr + item->nr_pages * WPT_PAGE;
+		for (at = item->addr; at < end && is_torn_scan(c, at, end, false, &at, &run_end); at = run_end) {
+			copy_again(c, at, run_end, slot + (uint32_t)((at - item->addr) >> WPT_PAGE_SHIFT));
+			any = true;
+		}
+		slot += (uint32_t)item->nr_pages;
+	}
+	if (any)
+		split_torn(c);
+}
+
+static int batch_submit(struct wpt_copy *c)
+{
+	struct wpt_batch *b = c->batch;
+
+	if (!b)
+		return 0;
+	if (c->check_torn && b->nr_pages)
+		check_torn(c);
+	c->batch = NULL;
+	return wpt_layer_batch_submit(c->w, b);
+}
+
+static int batch_need(struct wpt_copy *c)
+{
+	int err;
+
+	if (c->batch)
+		return 0;
+	err = wpt_layer_batch_get(c->w, &c->batch, false);
+	if (err || c->batch)
+		return err;
+	if (c->refuse)
+		return -WPT_E_STAGING;
+	c->staging_waits++;
+	return wpt_layer_batch_get(c->w, &c->batch, true);
+}
+
+/* Appends an item, whose data, if it has any, is in the batch's next slots. */
+static void item_add(struct wpt_copy *c, uint64_t addr, uint64_t nr_pages, uint32_t kind)
+{
+	struct wpt_batch *b = c->batch;
+	struct wpt_item *last = b->nr_items ? &b->items[b->nr_items - 1] : NULL;
+
+	if (kind == WPT_ITEM_DATA)
+		b->nr_pages += (uint32_t)nr_pages;
+	if (last && last->kind == kind && last->addr + last->nr_pages * WPT_PAGE == addr)
+		last->nr_pages += nr_pages;
+	else
+		b->items[b->nr_items++] = (struct wpt_item){ addr, nr_pages, kind };
+}
+
+static int pieces_flush(struct wpt_copy *c);
+
+/* A batch with room for one more item and, if `data`, for one more page. */
+static int room(struct wpt_copy *c, bool data)
+{
+	int err;
+
+	if (c->batch && (c->batch->nr_items + c->nr_pieces >= WPT_BATCH_ITEMS ||
+			 (data && c->batch->nr_pages + c->piece_pages >= WPT_BATCH_PAGES))) {
+		err = pieces_flush(c);
+		if (!err)
+			err = batch_submit(c);
+		if (err)
+			return err;
+	}
+	return batch_need(c);
+}
+
+static bool is_guard(struct wpt_copy *c, uint64_t addr)
+{
+	const struct wpt_scan_match match = { .mask = PAGE_IS_GUARD };
+	struct wpt_page_region run;
+
+	if (!c->t->guard_known)
+		return false;
+	wpt_scan_start_any(&c->check, addr, addr + WPT_PAGE, &match);
+	return wpt_scan_next(&c->check, &run) == 1;
+}
+
+/* A page that can't be read is said to be so, and is looked at again by the next link, whatever the kernel says of it then. */
+static int add_unreadable(struct wpt_copy *c, uint64_t addr)
+{
+	int err = room(c, false);
+
+	if (err)
+		return err;
+	item_add(c, addr, 1, is_guard(c, addr) ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE);
+	return wpt_ledger_dirty(c->t->ledger, addr, addr + WPT_PAGE);
+}
+
+static int add_single(struct wpt_copy *c, uint64_t addr)
+{
+	ssize_t got;
+	int err = room(c, true);
+
+	if (err)
+		return err;
+	got = wpt_target_read(c->t->target, addr, batch_slot(c->batch, c->batch->nr_pages), WPT_PAGE);
+	if (got == WPT_PAGE) {
+		item_add(c, addr, 1, WPT_ITEM_DATA);
+		return 0;
+	}
+	if (got < 0 && got != -EFAULT && got != -EIO)
+		return (int)got;
+	return add_unreadable(c, addr);
+}
+
+/* Reads the pending pieces in one call; if that comes short, page by page, so that what is unreadable is located. */
+static int pieces_flush(struct wpt_copy *c)
+{
+	size_t nr = c->nr_pieces, i;
+	uint64_t at, bytes = (uint64_t)c->piece_pages * WPT_PAGE;
+	ssize_t got;
+	int err = 0;
+
+	if (!nr)
+		return 0;
+	c->nr_pieces = 0;
+	c->piece_pages = 0;
+	got = wpt_target_readv(c->t->target, c->pieces, nr, batch_slot(c->batch, c->batch->nr_pages));
+	if (got == (ssize_t)bytes) {
+		for (i = 0; i < nr; i++)
+			item_add(c, c->pieces[i].addr, c->pieces[i].len / WPT_PAGE, WPT_ITEM_DATA);
+		return 0;
+	}
+	if (got < 0 && got != -EFAULT && got != -EIO)
+		return (int)got;
+	for (i = 0; i < nr && !err; i++)
+		for (at = c->pieces[i].addr; at < c->pieces[i].addr + c->pieces[i].len && !err; at += WPT_PAGE)
+			err = add_single(c, at);
+	return err;
+}
+
+static int add_mapped(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	struct wpt_piece *last;
+	uint64_t n;
+	int err;
+
+	for (; start < end; start += n * WPT_PAGE) {
+		err = room(c, true);
+		if (err)
+			return err;
+		n = WPT_MIN((end - start) / WPT_PAGE, WPT_BATCH_PAGES - c->batch->nr_pages - c->piece_pages);
+		last = c->nr_pieces ? &c->pieces[c->nr_pieces - 1] : NULL;
+		if (last && last->addr + last->len == start)
+			last->len += n * WPT_PAGE;
+		else
+			c->pieces[c->nr_pieces++] = (struct wpt_piece){ start, n * WPT_PAGE };
+		c->piece_pages += (uint32_t)n;
+	}
+	return 0;
+}
+
+/* Pages of [start, end) that read as zeros; those that the chain shows as zeros already need no mention. */
+static int add_zero(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	enum wpt_known known;
+	uint64_t at = start, stop;
+	int err;
+
+	while ((at = wpt_ledger_next_nonzero(c->t->ledger, at, end, &known)) < end) {
+		for (stop = at + WPT_PAGE; stop < end && wpt_ledger_known(c->t->ledger, stop) != WPT_KNOWN_ZERO; stop += WPT_PAGE)
+			;
+		err = pieces_flush(c);
+		if (!err)
+			err = room(c, false);
+		if (err)
+			return err;
+		item_add(c, at, (stop - at) / WPT_PAGE, WPT_ITEM_ZERO);
+		at = stop;
+	}
+	return 0;
+}
+
+/* Pages of a shared mapping, from the file: the mapping may not have them, and asking it would allocate them. */
+static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t end)
+{
+	uint64_t offset, n;
+	ssize_t got;
+	int err;
+
+	while (start < end) {
+		err = pieces_flush(c);
+		if (!err)
+			err = room(c, true);
+		if (err)
+			return err;
+		n = WPT_MIN((end - start) / WPT_PAGE, WPT_BATCH_PAGES - c->batch->nr_pages);
+		offset = c->area->offset + (start - c->area->start);
+		got = pread(fd, batch_slot(c->batch, c->batch->nr_pages), n * WPT_PAGE, (off_t)offset);
+		if (got < 0 && errno == EINTR)
+			continue;
+		if (got < 0) {
+			err = add_unreadable(c, start);
+			start += WPT_PAGE;
+		} else if (got >= (ssize_t)WPT_PAGE) {
+			n = (uint64_t)got / WPT_PAGE;
+			item_add(c, start, n, WPT_ITEM_DATA);
+			start += n * WPT_PAGE;
+		} else if (got > 0) {
+			/* The last page of the file: behind its end a mapping can hold bytes that the file has not. */
+			err = add_single(c, start);
+			start += WPT_PAGE;
+		} else {
+			return add_zero(c, start, end);
+		}
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+/* ---- candidates ---- */
+
+/* The first span in [from, end) that must be compared; end if there is none. */
+static uint64_t next_unknown(const struct wpt_copy *c, uint64_t from, uint64_t end, uint64_t *run_end)
+{
+	const struct wpt_span *span;
+	uint64_t at = end;
+	size_t i;
+
+	*run_end = end;
+	if (c->all || c->area->compare)
+		return from;
+	for (i = 0; i < c->t->unknown.count; i++) {
+		span = wpt_vec_at(&c->t->unknown, struct wpt_span, i);
+		if (span->end <= from || span->start >= at)
+			continue;
+		at = WPT_MAX(span->start, from);
+		*run_end = WPT_MIN(span->end, end);
+	}
+	return at;
+}
+
+/* Calls `emit` for the candidates of [start, end), as runs. */
+static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
+			  int (*emit)(struct wpt_copy *c, uint64_t start, uint64_t end))
+{
+	uint64_t at = start, unknown, unknown_end, taken, taken_end;
+	int err = 0;
+
+	while (at < end && !err) {
+		unknown = next_unknown(c, at, end, &unknown_end);
+		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
+		if (taken < unknown) {
+			c->pages_dirty += (taken_end - taken) / WPT_PAGE;
+			err = emit(c, taken, taken_end);
+			at = taken_end;
+		} else if (unknown < end) {
+			c->pages_dirty += (unknown_end - unknown) / WPT_PAGE;
+			c->pages_compared += (unknown_end - unknown) / WPT_PAGE;
+			err = emit(c, unknown, unknown_end);
+			at = unknown_end;
+		} else {
+			break;
+		}
+	}
+	return err;
+}
+
+/* ---- kinds ---- */
+
+/* Memory that no file is behind: what is not populated is zero. */
+static int copy_anon(struct wpt_copy *c)
+{
+	static const struct wpt_scan_match present = { .mask = PAGE_IS_PRESENT };
+	const struct wpt_area *a = c->area;
+	struct wpt_page_region run;
+	uint64_t at = a->start, before;
+	int got, err = 0;
+
+	wpt_scan_start_any(&c->outer, a->start, a->end, a->kind == WPT_KIND_HUGETLB_PRIVATE ? &present : &wpt_match_populated);
+	while (!err && (got = wpt_scan_next(&c->outer, &run)) > 0) {
+		err = add_zero(c, at, run.start);
+		before = c->pages_dirty;
+		if (!err)
+			err = for_candidates(c, run.start, run.end, add_mapped);
+		if (run.categories & PAGE_IS_SWAPPED)
+			c->swapped_in += c->pages_dirty - before;
+		at = run.end;
+	}
+	if (!err)
+		err = got < 0 ? got : add_zero(c, at, a->end);
+	return err;
+}
+
+static int area_fd(const struct wpt_copy *c)
+{
+	return c->area->file < 0 ? -1 : wpt_vec_at(&c->t->files, struct wpt_file, c->area->file)->fd;
+}
+
+static int emit_shared(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	return add_from_file(c, area_fd(c), start, end);
+}
+
+/*
+ * Candidates of a private mapping where the file has data: what is present or COWed is read through the mapping, the rest from the file.
+ */
+static int emit_private(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match present = { .mask = PAGE_IS_PRESENT };
+	struct wpt_page_region run = { end, end, 0 };
+	uint64_t at = start, cowed, cowed_end, stop;
+	int got = 1, err = 0;
+
+	wpt_scan_start_any(&c->inner, start, end, &present);
+	for (run.end = start; at < end && !err; at = stop) {
+		while (got > 0 && run.end <= at) {
+			got = wpt_scan_next(&c->inner, &run);
+			if (got <= 0)
+				run = (struct wpt_page_region){ end, end, 0 };
+		}
+		if (got < 0)
+			return got;
+		if (run.start <= at) {
+			stop = WPT_MIN(run.end, end);
+			err = add_mapped(c, at, stop);
+			continue;
+		}
+		stop = WPT_MIN(run.start, end);
+		cowed = wpt_ledger_next_cowed(c->t->ledger, at, stop, &cowed_end);
+		if (cowed == at) {
+			stop = cowed_end;
+			c->swapped_in += (stop - at) / WPT_PAGE;
+			err = add_mapped(c, at, stop);
+		} else {
+			stop = cowed;
+			err = add_from_file(c, area_fd(c), at, stop);
+		}
+	}
+	return err;
+}
+
+/* A hole of the file: zero, but for pages of a private mapping that are COWed. */
+static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, cowed, cowed_end;
+	int err = 0;
+
+	if (!c->area->private_file)
+		return add_zero(c, start, end);
+	while (at < end && !err) {
+		cowed = wpt_ledger_next_cowed(c->t->ledger, at, end, &cowed_end);
+		err = add_zero(c, at, cowed);
+		if (!err && cowed < end)
+			err = for_candidates(c, cowed, cowed_end, add_mapped);
+		at = cowed < end ? cowed_end : end;
+	}
+	return err;
+}
+
+static int copy_file(struct wpt_copy *c)
+{
+	const struct wpt_area *a = c->area;
+	uint64_t at = a->start, data_addr, hole_addr, end_offset = a->offset + (a->end - a->start);
+	int fd = area_fd(c), err = 0;
+	off_t data, hole;
+
+	while (at < a->end && !err) {
+		data = lseek(fd, (off_t)(a->offset + (at - a->start)), SEEK_DATA);
+		if (data < 0 && errno != ENXIO)
+			return for_candidates(c, at, a->end, a->private_file ? emit_private : emit_shared);
+		if (data < 0 || (uint64_t)data >= end_offset)
+			return copy_hole(c, at, a->end);
+		hole = lseek(fd, data, SEEK_HOLE);
+		data_addr = WPT_MAX(at, WPT_ALIGN_DOWN(a->start + ((uint64_t)data - a->offset), WPT_PAGE));
+		hole_addr = hole < 0 || (uint64_t)hole >= end_offset ?
+				    a->end :
+				    WPT_ALIGN_UP(a->start + ((uint64_t)hole - a->offset), WPT_PAGE);
+		err = copy_hole(c, at, data_addr);
+		if (!err)
+			err = for_candidates(c, data_addr, hole_addr, a->private_file ? emit_private : emit_shared);
+		at = hole_addr;
+	}
+	return err;
+}
+
+static int copy_area(struct wpt_copy *c)
+{
+	const struct wpt_area *a = c->area;
+
+	if (!a->backed || (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file))
+		return copy_anon(c);
+	/* Reported private pages are not known to be COWed or not, and files that can't be had leave no other way. */
+	if (a->file < 0 || (a->kind == WPT_KIND_REPORTED && a->private_file))
+		return for_candidates(c, a->start, a->end, add_mapped);
+	return copy_file(c);
+}
+
+int wpt_copy_run(struct wpt_copy *c)
+{
+	size_t i;
+	int err = 0;
+
+	c->pages_tracked = 0;
+	c->batch = NULL;
+	c->nr_pieces = 0;
+	c->piece_pages = 0;
+	for (i = 0; i < c->t->plan->areas.count && !err; i++) {
+		c->area = wpt_area_at(c->t->plan, i);
+		if (c->area->skipped)
+			continue;
+		c->pages_tracked += (c->area->end - c->area->start) / WPT_PAGE;
+		err = copy_area(c);
+		/* The check for torn pages goes by the area. */
+		if (!err && c->check_torn) {
+			err = pieces_flush(c);
+			if (!err)
+				err = batch_submit(c);
+		}
+	}
+	if (!err)
+		err = pieces_flush(c);
+	if (!err)
+		err = batch_submit(c);
+	return err;
+}

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Copies what a look found into batches for the layer writer: per area the candidates (taken or unknown pages), and the pages that are zero by
+ * being nowhere. Reads each page in the way that does not inflate the target. No malloc.
+ */
+#ifndef WPT_COPY_H
+#define WPT_COPY_H
+
+#include "layer.h"
+#include "tracker.h"
+
+struct wpt_copy {
+	struct wpt_tracker *t;
+	struct wpt_layer_writer *w;
+	bool all;               /* every page is a candidate */
+	bool check_torn;        /* the target runs and there is no later pass: look again at what was copied */
+	bool refuse;            /* -WPT_E_STAGING instead of waiting for staging memory */
+	unsigned int retries;
+	struct wpt_scan outer, inner, check;
+
+	struct wpt_batch *batch;
+	const struct wpt_area *area;
+	struct wpt_piece pieces[WPT_BATCH_PAGES]; /* to be read through the mapping */
+	size_t nr_pieces;
+	uint32_t piece_pages;
+	uint8_t torn[WPT_BATCH_PAGES];
+
+	uint64_t pages_tracked, pages_dirty, pages_compared, swapped_in, staging_waits;
+};
+
+int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t);
+void wpt_copy_close(struct wpt_copy *c);
+
+/* One pass over the plan. All that it found is submitted, or there was an error. */
+int wpt_copy_run(struct wpt_copy *c);
+
+#endif

@@ -1,0 +1,754 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One look at the target: mappings -> areas -> what is dirty. All rules of scanning are here: which kind is armed how, what counts as
+ * dirty for it, and what makes an area unknown. A look never forgets: what it takes from the kernel goes to the ledger or to the
+ * unknown spans, where it stays until a link that holds it is durable.
+ */
+#include "tracker.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+#include <urcu-bp.h>
+
+#define ARM_SLICE ((uint64_t)16 << 20)
+#define SCAN_SLICE ((uint64_t)1 << 30)
+#define DISARM_SLICE ((uint64_t)64 << 20)
+
+struct look {
+	struct wpt_tracker *t;
+	struct wpt_plan *old, *plan;
+	bool stopped;
+	bool unsettled;   /* a mapping changed under the look */
+};
+
+/* ---- plan ---- */
+
+int wpt_plan_open(struct wpt_plan **out)
+{
+	struct wpt_plan *plan = wpt_vm_alloc(sizeof(*plan));
+
+	if (!plan)
+		return -ENOMEM;
+	plan->areas.elem_size = sizeof(struct wpt_area);
+	plan->text.elem_size = 1;
+	*out = plan;
+	return 0;
+}
+
+void wpt_plan_close(struct wpt_plan *plan)
+{
+	if (!plan)
+		return;
+	wpt_vec_free(&plan->areas);
+	wpt_vec_free(&plan->text);
+	wpt_vm_free(plan, sizeof(*plan));
+}
+
+void wpt_tracker_reap(struct wpt_tracker *t)
+{
+	if (!t->retired)
+		return;
+	synchronize_rcu();
+	wpt_plan_close(t->retired);
+	t->retired = NULL;
+}
+
+static int text_add(struct wpt_vec *text, const char *s, size_t *offset)
+{
+	size_t len = strlen(s) + 1, i;
+	char *c;
+
+	*offset = text->count;
+	for (i = 0; i < len; i++) {
+		c = wpt_vec_push(text);
+		if (!c)
+			return -ENOMEM;
+		*c = s[i];
+	}
+	return 0;
+}
+
+static int unknown_add(struct wpt_tracker *t, uint64_t start, uint64_t end)
+{
+	struct wpt_span *span;
+	size_t i;
+
+	for (i = 0; i < t->unknown.count; i++) {
+		span = wpt_vec_at(&t->unknown, struct wpt_span, i);
+		if (span->start <= end && start <= span->end) {
+			span->start = WPT_MIN(span->start, start);
+			span->end = WPT_MAX(span->end, end);
+			return 0;
+		}
+	}
+	span = wpt_vec_push(&t->unknown);
+	if (!span)
+		return -ENOMEM;
+	*span = (struct wpt_span){ start, end };
+	return 0;
+}
+
+bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_t end)
+{
+	size_t i;
+
+	for (i = 0; i < t->unknown.count; i++)
+		if (wpt_vec_at(&t->unknown, struct wpt_span, i)->start < end && start < wpt_vec_at(&t->unknown, struct wpt_span, i)->end)
+			return true;
+	return false;
+}
+
+/* ---- files ---- */
+
+static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode)
+{
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++)
+		if (wpt_vec_at(&t->files, struct wpt_file, i)->dev == dev && wpt_vec_at(&t->files, struct wpt_file, i)->inode == inode)
+			return (int)i;
+	return -1;
+}
+
+/* The mapping's file in the table, opened at its first appearance; -1 if it can't be had. */
+static int file_get(struct wpt_tracker *t, const struct wpt_map *map)
+{
+	uint64_t dev = makedev(map->dev_major, map->dev_minor);
+	struct wpt_file *file;
+	struct statfs fs;
+	struct stat st;
+	int index, fd;
+
+	if (!map->inode)
+		return -1;
+	index = file_find(t, dev, map->inode);
+	if (index >= 0)
+		return index;
+	fd = wpt_target_open_file(t->target, map, &t->maps);
+	if (fd < 0)
+		return -1;
+	file = fstat(fd, &st) == 0 ? wpt_vec_push(&t->files) : NULL;
+	if (!file) {
+		close(fd);
+		return -1;
+	}
+	file->dev = dev;
+	file->inode = map->inode;
+	file->fd = fd;
+	file->regular = S_ISREG(st.st_mode);
+	file->tmpfs = fstatfs(fd, &fs) == 0 && (unsigned long)fs.f_type == TMPFS_MAGIC;
+	file->use.dev = st.st_dev;
+	file->use.inode = st.st_ino;
+	file->changed = false;
+	if (file->regular) {
+		file->watch = wpt_target_watch(t->target, fd);
+		if (file->watch < 0) /* nothing would tell of pwrite(2): look as if it had happened, at every link */
+			file->use.uninspectable = true;
+	}
+	return (int)t->files.count - 1;
+}
+
+static void file_changed(void *arg, int watch)
+{
+	struct wpt_tracker *t = arg;
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++)
+		if (watch == -1 || wpt_vec_at(&t->files, struct wpt_file, i)->watch == watch)
+			wpt_vec_at(&t->files, struct wpt_file, i)->changed = true;
+}
+
+/* ---- mappings to areas ---- */
+
+static bool is_special(const char *name)
+{
+	static const char *const names[] = { "[vvar", "[vdso]", "[vsyscall]", "[uprobes]", "[sigpage]" };
+	size_t i;
+
+	for (i = 0; i < WPT_ARRAY_SIZE(names); i++)
+		if (strncmp(name, names[i], strlen(names[i])) == 0)
+			return true;
+	return false;
+}
+
+static void area_skip(struct wpt_area *a, enum wpt_range_reason reason)
+{
+	a->skipped = true;
+	a->armed = false;
+	a->reason = reason;
+}
+
+static void area_classify(struct look *l, struct wpt_area *a, const struct wpt_map *map, const char *name)
+{
+	const struct wpt_file *file;
+
+	a->file = -1;
+	if (is_special(name)) {
+		a->kind = WPT_KIND_ANON;
+		area_skip(a, WPT_REASON_SPECIAL);
+		return;
+	}
+	if (map->hugetlb && !map->shared && strncmp(name, "/anon_hugepage", 14) == 0) {
+		a->kind = WPT_KIND_HUGETLB_PRIVATE;
+	} else if (!map->inode || (!map->shared && strcmp(name, "/dev/zero") == 0)) {
+		a->kind = WPT_KIND_ANON;
+	} else {
+		a->file = file_get(l->t, map);
+		file = a->file >= 0 ? wpt_vec_at(&l->t->files, struct wpt_file, a->file) : NULL;
+		if (map->hugetlb)
+			a->kind = map->shared ? WPT_KIND_HUGETLB_SHARED : WPT_KIND_HUGETLB_PRIVATE;
+		else if (map->shared)
+			a->kind = file && !file->tmpfs ? WPT_KIND_FILE_SHARED : WPT_KIND_SHMEM;
+		else
+			a->kind = WPT_KIND_FILE_PRIVATE;
+		a->private_file = !map->shared;
+		a->backed = true;
+		if ((file && !file->regular) || strncmp(name, "anon_inode:", 11) == 0 || strncmp(name, "/[aio]", 6) == 0)
+			area_skip(a, WPT_REASON_DEVICE);
+		else if (!file && strncmp(name, "/dev/", 5) == 0 && strncmp(name, "/dev/shm/", 9) != 0 && strncmp(name, "/dev/zero", 9) != 0)
+			area_skip(a, WPT_REASON_DEVICE);
+	}
+	if (map->hugetlb && !a->skipped && ((a->start | a->end) & (map->page_size - 1)))
+		area_skip(a, WPT_REASON_UNSUPPORTED);
+	if (l->t->backend == WPT_BACKEND_REPORTED && !a->skipped)
+		a->kind = WPT_KIND_REPORTED;
+}
+
+static int area_add(struct look *l, const struct wpt_map *map, uint64_t start, uint64_t end, const struct wpt_range_entry *entry)
+{
+	const char *name = wpt_map_name(&l->t->maps, map);
+	struct wpt_area *a;
+
+	start = WPT_MAX(start, map->start);
+	end = WPT_MIN(end, map->end);
+	if (start >= end)
+		return 0;
+	a = wpt_vec_push(&l->plan->areas);
+	if (!a)
+		return -ENOMEM;
+	a->start = start;
+	a->end = end;
+	a->offset = map->offset + (start - map->start);
+	a->range_id = entry ? entry->id : 0;
+	area_classify(l, a, map, name);
+	return text_add(&l->plan->text, entry && entry->name[0] ? entry->name : name, &a->name);
+}
+
+/* All of a writable mapping; of another the parts that were tracked before. */
+static int area_add_default(struct look *l, const struct wpt_map *map, size_t *old_at)
+{
+	const struct wpt_area *o;
+	size_t i;
+	int err;
+
+	if (map->write)
+		return area_add(l, map, map->start, map->end, NULL);
+	while (*old_at < l->old->areas.count && wpt_area_at(l->old, *old_at)->end <= map->start)
+		++*old_at;
+	for (i = *old_at; i < l->old->areas.count; i++) {
+		o = wpt_area_at(l->old, i);
+		if (o->start >= map->end)
+			break;
+		if (o->skipped)
+			continue;
+		err = area_add(l, map, o->start, o->end, NULL);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int plan_build(struct look *l)
+{
+	const struct wpt_range_set *set;
+	const struct wpt_map *map;
+	size_t m, r = 0, i, old_at = 0;
+	int err = 0;
+
+	set = wpt_ranges_begin(l->t->ranges);
+	for (m = 0; m < l->t->maps.maps.count && !err; m++) {
+		map = wpt_map_at(&l->t->maps, m);
+		if (set->all) {
+			err = area_add_default(l, map, &old_at);
+			continue;
+		}
+		while (r < set->nr && set->entries[r].end <= map->start)
+			r++;
+		for (i = r; i < set->nr && set->entries[i].start < map->end && !err; i++)
+			err = area_add(l, map, set->entries[i].start, set->entries[i].end, &set->entries[i]);
+	}
+	wpt_ranges_end(l->t->ranges);
+	return err;
+}
+
+/* ---- arming ---- */
+
+static bool has_markers(const struct wpt_area *a)
+{
+	return a->kind == WPT_KIND_SHMEM || a->kind == WPT_KIND_FILE_SHARED || a->kind == WPT_KIND_FILE_PRIVATE;
+}
+
+/* Protects what is there; what a scan reports is not needed, since the whole span is unknown. */
+static int protect_present(struct look *l, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	int got;
+
+	wpt_scan_start(&l->t->scan, start, end, &wpt_match_dirty, true);
+	while ((got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		;
+	return got;
+}
+
+static const struct wpt_scan_match match_private_file = {
+	.mask = PAGE_IS_WRITTEN,
+	.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
+};
+
+/* A run of written pages of a private file mapping, as it was before it was protected: a swap entry here is not a marker. */
+static int note_cowed(struct look *l, const struct wpt_page_region *run)
+{
+	uint64_t at;
+	int err = 0;
+
+	if (!(run->categories & PAGE_IS_SWAPPED) && (run->categories & (PAGE_IS_PRESENT | PAGE_IS_FILE)) != PAGE_IS_PRESENT)
+		return 0;
+	for (at = run->start; at < run->end && !err; at += WPT_PAGE)
+		err = wpt_ledger_set_cowed(l->t->ledger, at, true);
+	return err;
+}
+
+/*
+ * Private file mappings are protected by a scan, which also leaves markers and, unlike UFFDIO_WRITEPROTECT, tells of each page what it was in
+ * the instant before: afterwards a swapped COWed page and a marker look the same.
+ */
+static int protect_private_file(struct look *l, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	uint64_t at, run_end;
+	int got, err = 0;
+
+	for (at = start; (at = wpt_ledger_next_cowed(l->t->ledger, at, end, &run_end)) < end;)
+		for (; at < run_end; at += WPT_PAGE)
+			wpt_ledger_set_cowed(l->t->ledger, at, false);
+	wpt_scan_start(&l->t->scan, start, end, &match_private_file, true);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		err = note_cowed(l, &run);
+	return err ? err : got;
+}
+
+static int protect_markers(struct look *l, uint64_t start, uint64_t end)
+{
+	uint64_t at, slice = l->stopped ? end - start : ARM_SLICE;
+	int err = 0;
+
+	for (at = start; at < end && !err; at += slice)
+		err = wpt_kern_protect(wpt_target_uffd(l->t->target), at, WPT_MIN(end, at + slice));
+	return err;
+}
+
+/* Registers and protects [start, end) of the area, which becomes unknown; or the area is skipped. */
+static int arm_new(struct look *l, struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	int err;
+
+	err = unknown_add(l->t, start, end);
+	if (err)
+		return err;
+	if (a->kind == WPT_KIND_REPORTED)
+		return 0;
+	err = wpt_kern_register(wpt_target_uffd(l->t->target), start, end);
+	if (err == -ESRCH || err == -WPT_E_GONE)
+		return -WPT_E_GONE;
+	if (err == 0) {
+		if (a->kind == WPT_KIND_FILE_PRIVATE)
+			err = protect_private_file(l, start, end);
+		else
+			err = has_markers(a) ? protect_markers(l, start, end) : protect_present(l, start, end);
+	}
+	if (err == 0 || err == -ENOMEM)
+		return err;
+	if (err == -ESRCH)
+		return -WPT_E_GONE;
+	if (!l->stopped && err != -EBUSY)
+		l->unsettled = true;
+	area_skip(a, err == -EBUSY ? WPT_REASON_BUSY : WPT_REASON_UNSUPPORTED);
+	return 0;
+}
+
+/* ---- collecting ---- */
+
+/* Pages that were COWed at the last look and are not any more show the file's content again. */
+static int collect_uncowed(struct look *l, uint64_t start, uint64_t end)
+{
+	/* Two passes: pages that are the file's, and pages that are not present. */
+	const struct wpt_scan_match passes[] = {
+		{ .mask = PAGE_IS_PRESENT | PAGE_IS_FILE, .report = PAGE_IS_PRESENT | PAGE_IS_FILE },
+		{ .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT, .report = PAGE_IS_PRESENT | PAGE_IS_SWAPPED },
+	};
+	struct wpt_ledger *ledger = l->t->ledger;
+	struct wpt_page_region run;
+	uint64_t at, run_end;
+	unsigned int pass;
+	int got = 0, err;
+
+	for (pass = 0; pass < WPT_ARRAY_SIZE(passes); pass++) {
+		wpt_scan_start(&l->t->scan, start, end, &passes[pass], false);
+		while ((got = wpt_scan_next(&l->t->scan, &run)) > 0) {
+			at = run.start;
+			while ((at = wpt_ledger_next_cowed(ledger, at, run.end, &run_end)) < run.end) {
+				err = wpt_ledger_dirty(ledger, at, run_end);
+				if (err)
+					return err;
+				/* A swap entry and the marker that a zap left look the same: dirty, and still taken for COWed. */
+				for (; at < run_end; at += WPT_PAGE)
+					if (!(run.categories & PAGE_IS_SWAPPED))
+						wpt_ledger_set_cowed(ledger, at, false);
+			}
+		}
+		if (got < 0)
+			return got;
+	}
+	return 0;
+}
+
+/* Adds the runs that match to the dirty set. */
+static int collect_matching(struct look *l, uint64_t start, uint64_t end, const struct wpt_scan_match *match)
+{
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	wpt_scan_start(&l->t->scan, start, end, match, false);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		err = wpt_ledger_dirty(l->t->ledger, run.start, run.end);
+	return err ? err : got;
+}
+
+static int collect(struct look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
+	static const struct wpt_scan_match not_present = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT };
+	const struct wpt_scan_match *match = &wpt_match_written;
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	if (a->kind == WPT_KIND_REPORTED)
+		return 0;
+	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */
+	if (a->kind == WPT_KIND_FILE_PRIVATE) {
+		err = collect_uncowed(l, start, end);
+		match = &match_private_file;
+	} else if (a->kind == WPT_KIND_ANON) {
+		match = &wpt_match_dirty;
+	} else if (a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED) {
+		match = &hugetlb;
+	}
+	if (err)
+		return err;
+	wpt_scan_start(&l->t->scan, start, end, match, true);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0) {
+		err = wpt_ledger_dirty(l->t->ledger, run.start, run.end);
+		if (!err && a->kind == WPT_KIND_FILE_PRIVATE)
+			err = note_cowed(l, &run);
+	}
+	if (err || got < 0)
+		return err ? err : got;
+	/* Every page had a marker or was mapped: where neither is, a zap took it, and perhaps a write before that. */
+	if (has_markers(a))
+		return collect_matching(l, start, end, &wpt_match_none);
+	/* A huge page that is not mapped may hold anything: hugetlb has no markers for what a zap took. */
+	if (a->kind == WPT_KIND_HUGETLB_SHARED)
+		return collect_matching(l, start, end, &not_present);
+	return 0;
+}
+
+/* Whether the old plan's area already tracks the new one's memory, as far as mappings tell; the kernel's check decides. */
+static bool same_memory(const struct wpt_area *o, const struct wpt_area *a)
+{
+	return o->armed && !o->skipped && o->kind == a->kind && o->file == a->file &&
+	       (a->file < 0 || o->offset - o->start == a->offset - a->start);
+}
+
+static int area_look(struct look *l, struct wpt_area *a, size_t *old_at)
+{
+	const struct wpt_area *o;
+	uint64_t at = a->start, stop;
+	size_t i;
+	int err = 0;
+
+	while (*old_at < l->old->areas.count && wpt_area_at(l->old, *old_at)->end <= a->start)
+		++*old_at;
+	a->armed = true;
+	for (i = *old_at; at < a->end && !err && !a->skipped; at = stop) {
+		while (i < l->old->areas.count && wpt_area_at(l->old, i)->end <= at)
+			i++;
+		o = i < l->old->areas.count && wpt_area_at(l->old, i)->start < a->end ? wpt_area_at(l->old, i) : NULL;
+		if (!o || !same_memory(o, a)) {
+			stop = o ? WPT_MIN(o->end, a->end) : a->end;
+			err = arm_new(l, a, at, stop);
+		} else if (o->start > at) {
+			stop = o->start;
+			err = arm_new(l, a, at, stop);
+		} else {
+			stop = WPT_MIN(o->end, a->end);
+			err = collect(l, a, at, stop);
+			if (err == -ESRCH)
+				return -WPT_E_GONE;
+			if (err && err != -ENOMEM && err != -WPT_E_GONE)
+				err = arm_new(l, a, at, stop);
+		}
+	}
+	if (!err && !a->skipped)
+		wpt_ledger_take(l->t->ledger, a->start, a->end);
+	return err;
+}
+
+/* What was covered at the last look and is not now. */
+static void forget_uncovered(struct look *l)
+{
+	const struct wpt_area *o, *a;
+	uint64_t at;
+	size_t i, n = 0, k;
+
+	for (i = 0; i < l->old->areas.count; i++) {
+		o = wpt_area_at(l->old, i);
+		if (o->skipped)
+			continue;
+		while (n < l->plan->areas.count && wpt_area_at(l->plan, n)->end <= o->start)
+			n++;
+		at = o->start;
+		for (k = n; k < l->plan->areas.count && at < o->end; k++) {
+			a = wpt_area_at(l->plan, k);
+			if (a->start >= o->end)
+				break;
+			if (a->skipped)
+				continue;
+			if (a->start > at)
+				wpt_ledger_forget(l->t->ledger, at, a->start);
+			at = WPT_MAX(at, a->end);
+		}
+		if (at < o->end)
+			wpt_ledger_forget(l->t->ledger, at, o->end);
+	}
+}
+
+/* ---- changes that bypass the mapping ---- */
+
+static bool is_shared_kind(uint32_t kind)
+{
+	return kind == WPT_KIND_SHMEM || kind == WPT_KIND_FILE_SHARED || kind == WPT_KIND_HUGETLB_SHARED;
+}
+
+/* Who else may write to the files. Shared ones anew at each look; private ones when the file was first seen or changed. */
+static int inspect_files(struct look *l)
+{
+	struct wpt_vec uses = WPT_VEC(struct wpt_file_use);
+	struct wpt_tracker *t = l->t;
+	struct wpt_file_use *use;
+	const struct wpt_area *a;
+	struct wpt_file *file;
+	size_t i, n;
+	int err = 0;
+
+	for (i = 0; i < t->files.count; i++)
+		wpt_vec_at(&t->files, struct wpt_file, i)->inspected &= !wpt_vec_at(&t->files, struct wpt_file, i)->changed;
+	for (i = 0; i < l->plan->areas.count; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (!a->skipped && a->file >= 0 && is_shared_kind(a->kind))
+			wpt_vec_at(&t->files, struct wpt_file, a->file)->inspected = false;
+	}
+	for (i = 0; i < t->files.count && !err; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->inspected || !file->regular)
+			continue;
+		use = wpt_vec_push(&uses);
+		err = use ? 0 : -ENOMEM;
+		if (use)
+			*use = (struct wpt_file_use){ .dev = file->use.dev, .inode = file->use.inode };
+	}
+	if (!err && uses.count)
+		err = wpt_target_writers(t->target, uses.data, uses.count);
+	for (i = n = 0; i < t->files.count && !err; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->inspected || !file->regular)
+			continue;
+		use = wpt_vec_at(&uses, struct wpt_file_use, n++);
+		/* A writer that is gone now may have written since the last look. */
+		use->other_writer |= file->inspected_once && file->other_writer_now;
+		file->other_writer_now = wpt_vec_at(&uses, struct wpt_file_use, n - 1)->other_writer;
+		use->uninspectable |= file->watch < 0;
+		file->use = *use;
+		file->inspected = file->inspected_once = true;
+	}
+	wpt_vec_free(&uses);
+	return err;
+}
+
+static int apply_bypasses(struct look *l)
+{
+	struct wpt_tracker *t = l->t;
+	const struct wpt_file *file;
+	struct wpt_area *a;
+	size_t i;
+	int err = 0;
+
+	if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER))
+		err = inspect_files(l);
+	for (i = 0; i < l->plan->areas.count && !err; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (a->skipped || a->kind == WPT_KIND_ANON || a->kind == WPT_KIND_REPORTED ||
+		    (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file))
+			continue;
+		file = a->file >= 0 ? wpt_vec_at(&t->files, struct wpt_file, a->file) : NULL;
+		if (t->flags & WPT_TRACK_VERIFY_CONTENT)
+			a->reason = WPT_REASON_VERIFY;
+		else if (!file || (a->private_file && a->kind == WPT_KIND_HUGETLB_PRIVATE))
+			a->reason = WPT_REASON_UNINSPECTABLE;
+		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.other_writer)
+			a->reason = WPT_REASON_OTHER_WRITER;
+		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
+			a->reason = WPT_REASON_UNINSPECTABLE;
+		a->compare = a->reason != WPT_REASON_NONE;
+		if (file && file->changed)
+			err = unknown_add(t, a->start, a->end);
+	}
+	for (i = 0; i < t->files.count && !err; i++)
+		wpt_vec_at(&t->files, struct wpt_file, i)->changed = false;
+	return err;
+}
+
+/* Memory that the kernel writes to without a fault, as of this look and of the last one. */
+static int apply_pinned(struct look *l)
+{
+	struct wpt_vec pieces = WPT_VEC(struct wpt_piece);
+	struct wpt_tracker *t = l->t;
+	const struct wpt_area *a;
+	const struct wpt_piece *p;
+	uint64_t start, end;
+	size_t i, k;
+	int err, set;
+
+	err = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	for (set = 0; set < 2 && !err; set++) {
+		const struct wpt_vec *v = set ? &t->pinned : &pieces;
+
+		for (i = 0; i < v->count; i++) {
+			p = wpt_vec_at(v, struct wpt_piece, i);
+			for (k = 0; k < l->plan->areas.count && !err; k++) {
+				a = wpt_area_at(l->plan, k);
+				start = WPT_MAX(a->start, WPT_ALIGN_DOWN(p->addr, WPT_PAGE));
+				end = WPT_MIN(a->end, WPT_ALIGN_UP(p->addr + p->len, WPT_PAGE));
+				if (!a->skipped && start < end)
+					err = wpt_ledger_dirty(t->ledger, start, end);
+			}
+		}
+	}
+	wpt_vec_free(&t->pinned);
+	t->pinned = pieces;
+	return err;
+}
+
+/* ---- the look ---- */
+
+static void look_publish(struct look *l)
+{
+	struct wpt_tracker *t = l->t;
+
+	/* At most one plan waits to be freed: whoever looks reaps before, and after the target runs again. */
+	t->retired = t->plan;
+	rcu_assign_pointer(t->plan, l->plan);
+}
+
+static int look_once(struct look *l)
+{
+	struct wpt_tracker *t = l->t;
+	size_t i, old_at = 0;
+	int err;
+
+	l->unsettled = false;
+	l->old = t->plan;
+	err = wpt_plan_open(&l->plan);
+	if (err)
+		return err;
+	t->scan.slice = l->stopped ? 0 : SCAN_SLICE;
+	err = wpt_target_maps(t->target, &t->maps);
+	if (!err)
+		err = plan_build(l);
+	if (!err)
+		err = apply_pinned(l);
+	for (i = 0; i < l->plan->areas.count && !err; i++)
+		if (!wpt_area_at(l->plan, i)->skipped)
+			err = area_look(l, wpt_area_at(l->plan, i), &old_at);
+	/* After the scans: what is reported until now belongs to this look. */
+	if (!err)
+		err = wpt_target_poll(t->target, file_changed, t);
+	if (!err)
+		err = apply_bypasses(l);
+	if (!err)
+		err = wpt_target_alive(t->target);
+	if (err) {
+		/* Areas of the failed plan may be registered; the next look's scan finds that out by itself. */
+		wpt_plan_close(l->plan);
+		return err;
+	}
+	forget_uncovered(l);
+	look_publish(l);
+	t->looked = true;
+	return 0;
+}
+
+int wpt_tracker_list(struct wpt_tracker *t)
+{
+	struct look l = { .t = t, .old = t->plan };
+	int err;
+
+	wpt_tracker_reap(t);
+	err = wpt_plan_open(&l.plan);
+	if (err)
+		return err;
+	err = wpt_target_maps(t->target, &t->maps);
+	if (!err)
+		err = plan_build(&l);
+	if (!err)
+		err = apply_bypasses(&l);
+	if (err)
+		wpt_plan_close(l.plan);
+	else
+		look_publish(&l);
+	return err;
+}
+
+void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end)
+{
+	const struct wpt_area *a;
+	uint64_t at, stop;
+	size_t i;
+
+	for (i = 0; i < t->plan->areas.count; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (!a->armed || a->kind == WPT_KIND_REPORTED)
+			continue;
+		stop = WPT_MIN(end, a->end);
+		for (at = WPT_MAX(start, a->start); at < stop; at += DISARM_SLICE)
+			wpt_kern_unregister(wpt_target_uffd(t->target), at, WPT_MIN(stop, at + DISARM_SLICE));
+	}
+}
+
+int wpt_tracker_look(struct wpt_tracker *t, bool stopped)
+{
+	struct look l = { .t = t, .stopped = stopped };
+	int attempt, err;
+
+	for (attempt = 0; attempt < 3; attempt++) {
+		if (!stopped)
+			wpt_tracker_reap(t);
+		err = look_once(&l);
+		if (err || !l.unsettled)
+			return err;
+	}
+	return 0;
+}

@@ -1,0 +1,776 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The writer of a chain: one link after the other about what a tracker tracks.
+ *
+ * A link's life: sink and layer writer are opened while the target runs; [stop, look, copy, resume]; then compression ends, the index is
+ * written, the sink committed. Only after that does the ledger learn what the chain says now. Every failure before it gives everything back: dirty
+ * pages stay dirty, spans that had to be compared stay unknown, and pages that the lost link mentioned must be mentioned by the next.
+ *
+ * Between quiesce and resume of the own process nothing here calls malloc, stdio or the log: messages wait until the target runs again.
+ */
+#include "chain.h"
+#include "copy.h"
+#include "layer.h"
+#include "store.h"
+#include "tracker.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define DEFAULT_STAGING ((uint64_t)256 << 20)
+#define MIN_STAGING ((uint64_t)4 << 20)
+#define MAX_LINK_NAME 64
+
+struct wpt_writer {
+	struct wpt_tracker *t;
+	struct wpt_writer_options o;
+	char *path;
+	int dir;                       /* folder, or -1 */
+	int lock;                      /* of the folder, or -1 */
+	int fd;                        /* file that is appended to, or the caller's, or -1 */
+	uint64_t append_at;
+	bool has_tip;
+	int broken;                    /* a stream that failed midway can't be continued */
+	bool all;                      /* nothing is known of the memory: compare everything */
+	struct wpt_identity tip;
+	uint8_t tip_digest[16];
+	uint8_t key[32];
+	struct wpt_origin origin;
+	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
+	struct wpt_vec maps_text;      /* its mappings */
+	struct wpt_vec notes_text;     /* its notes */
+};
+
+/* State of one take. */
+struct take {
+	struct wpt_writer *w;
+	struct wpt_take_options o;
+	struct wpt_take_stats stats;
+	struct wpt_sink *sink;
+	struct wpt_layer_writer *layer;
+	struct wpt_copy copy;
+	struct wpt_identity identity;
+	struct wpt_layer_result result;
+	struct wpt_vec registers;
+	struct wpt_vec new_ranges, new_notes;
+	bool notes_changed;
+	char name[MAX_LINK_NAME];
+	uint64_t started, time_ns;
+	bool precopied;
+};
+
+static void hex(char *out, const uint8_t *bytes, size_t n)
+{
+	static const char digits[] = "0123456789abcdef";
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		out[2 * i] = digits[bytes[i] >> 4];
+		out[2 * i + 1] = digits[bytes[i] & 15];
+	}
+	out[2 * n] = '\0';
+}
+
+static int random_bytes(void *buf, size_t len)
+{
+	ssize_t got;
+
+	do
+		got = getrandom(buf, len, 0);
+	while (got < 0 && errno == EINTR);
+	return got == (ssize_t)len ? 0 : -EIO;
+}
+
+static int origin_of(struct wpt_tracker *t, struct wpt_origin *origin)
+{
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t got = -1;
+
+	memset(origin, 0, sizeof(*origin));
+	if (fd >= 0) {
+		got = read(fd, origin->boot_id, 36);
+		close(fd);
+	}
+	if (got != 36)
+		memset(origin->boot_id, 0, sizeof(origin->boot_id));
+	origin->pid = wpt_target_pid(t->target);
+	origin->start_time = wpt_target_start_time(t->target);
+	wpt_target_comm(t->target, origin->comm);
+	return 0;
+}
+
+static bool same_origin(const struct wpt_origin *a, const struct wpt_origin *b)
+{
+	return a->pid == b->pid && a->start_time == b->start_time && strcmp(a->boot_id, b->boot_id) == 0;
+}
+
+/* ---- opening ---- */
+
+static int load_known(void *arg, uint64_t addr, uint64_t nr_pages, enum wpt_known known, const struct wpt_hash *hashes)
+{
+	struct wpt_writer *w = arg;
+	uint64_t i;
+	int err = 0;
+
+	for (i = 0; i < nr_pages && known != WPT_KNOWN_ZERO && !err; i++)
+		err = wpt_ledger_load(w->t->ledger, addr + i * WPT_PAGE, known, hashes ? &hashes[i] : NULL);
+	return err;
+}
+
+/* Continues the chain at `path`: its tip is the parent of the next link, and what it says of each page is known. */
+static int adopt(struct wpt_writer *w, const char *path)
+{
+	struct wpt_identity tip;
+	struct wpt_origin origin;
+	struct wpt_chain *c = NULL;
+	uint8_t digest[16], key[32];
+	int err = wpt_chain_open(&c, path);
+
+	if (err)
+		return err;
+	wpt_chain_tip(c, &tip, digest, &origin, key);
+	if (!same_origin(&origin, &w->origin))
+		err = -WPT_E_MISMATCH;
+	else
+		err = wpt_chain_walk(c, 0, UINT64_MAX, load_known, w);
+	if (!err) {
+		w->tip = tip;
+		memcpy(w->tip_digest, digest, sizeof(digest));
+		memcpy(w->key, key, sizeof(key));
+		w->append_at = wpt_chain_end_offset(c);
+		w->has_tip = true;
+	} else {
+		wpt_ledger_reset(w->t->ledger);
+	}
+	wpt_chain_close(c);
+	return err;
+}
+
+static int open_folder(struct wpt_writer *w)
+{
+	int err;
+
+	if (mkdir(w->path, 0700) != 0 && errno != EEXIST)
+		return -errno;
+	w->dir = open(w->path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (w->dir < 0)
+		return -errno;
+	w->lock = wpt_store_lock(w->dir);
+	if (w->lock < 0)
+		return w->lock;
+	err = adopt(w, w->path);
+	if (err == -ENOENT || (err == -WPT_E_MISMATCH && w->o.flags & WPT_WRITER_NEW))
+		return 0;
+	return err;
+}
+
+static int open_append(struct wpt_writer *w)
+{
+	struct stat st;
+	int err;
+
+	w->fd = open(w->path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (w->fd < 0)
+		return -errno;
+	err = wpt_store_lock(w->fd);
+	if (err < 0)
+		return err;
+	if (fstat(w->fd, &st) != 0)
+		return -errno;
+	if (st.st_size == 0)
+		return 0;
+	err = adopt(w, w->path);
+	/* A file that holds nothing but the torn beginning of a base begins anew. */
+	if (err == -WPT_E_TRUNCATED) {
+		w->append_at = 0;
+		return 0;
+	}
+	return err;
+}
+
+static int writer_options(struct wpt_writer_options *o, const struct wpt_writer_options *from)
+{
+	int err = wpt_options_copy(o, sizeof(*o), from, sizeof(*o));
+
+	if (err)
+		return err;
+	if (!o->staging_bytes)
+		o->staging_bytes = DEFAULT_STAGING;
+	if (!o->level)
+		o->level = 1;
+	if (!o->nr_threads) {
+		long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+		o->nr_threads = cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8);
+	}
+	if (o->dest > WPT_DEST_FD || o->reserved || o->level < -100 || o->level > 19 || o->nr_threads > 256 ||
+	    o->staging_bytes < MIN_STAGING || (o->parent && o->dest != WPT_DEST_FILE) ||
+	    (o->flags & ~(uint32_t)(WPT_WRITER_NEW | WPT_WRITER_NO_SYNC | WPT_WRITER_CMDLINE)))
+		return -EINVAL;
+	return 0;
+}
+
+static int writer_start(struct wpt_writer *w, const char *path)
+{
+	int err = 0;
+
+	if (path) {
+		w->path = strdup(path);
+		if (!w->path)
+			return -ENOMEM;
+	}
+	origin_of(w->t, &w->origin);
+	err = random_bytes(w->key, sizeof(w->key));
+	if (!err)
+		err = random_bytes(w->tip.chain_id, sizeof(w->tip.chain_id));
+	if (err)
+		return err;
+	switch ((enum wpt_dest)w->o.dest) {
+	case WPT_DEST_FOLDER:
+		return open_folder(w);
+	case WPT_DEST_FILE:
+		return w->o.parent ? adopt(w, w->o.parent) : 0;
+	case WPT_DEST_APPEND:
+		return open_append(w);
+	case WPT_DEST_FD:
+		w->fd = w->o.fd;
+		return 0;
+	}
+	return -EINVAL;
+}
+
+int wpt_writer_open(struct wpt_writer **out, struct wpt_tracker *t, const char *path, const struct wpt_writer_options *options)
+{
+	struct wpt_writer_options o;
+	struct wpt_writer *w;
+	int err = wpt_tracker_check(t);
+
+	if (!err)
+		err = writer_options(&o, options);
+	if (!err && !path != (o.dest == WPT_DEST_FD))
+		err = -EINVAL;
+	if (err)
+		return err;
+	pthread_mutex_lock(&t->lock);
+	err = t->writer_open ? -WPT_E_LOCKED : 0;
+	t->writer_open = true;
+	pthread_mutex_unlock(&t->lock);
+	if (err)
+		return err;
+	w = calloc(1, sizeof(*w));
+	if (!w) {
+		t->writer_open = false;
+		return -ENOMEM;
+	}
+	w->t = t;
+	w->o = o;
+	w->dir = w->fd = w->lock = -1;
+	w->all = true;
+	w->ranges_text.elem_size = w->maps_text.elem_size = w->notes_text.elem_size = 1;
+	wpt_ledger_reset(t->ledger);
+	err = writer_start(w, path);
+	w->o.parent = NULL; /* the caller's string */
+	if (err) {
+		wpt_writer_close(w);
+		return err;
+	}
+	*out = w;
+	return 0;
+}
+
+void wpt_writer_close(struct wpt_writer *w)
+{
+	if (!w)
+		return;
+	if (wpt_tracker_check(w->t) == 0) {
+		pthread_mutex_lock(&w->t->lock);
+		w->t->writer_open = false;
+		pthread_mutex_unlock(&w->t->lock);
+	}
+	if (w->lock >= 0)
+		close(w->lock);
+	if (w->dir >= 0)
+		close(w->dir);
+	if (w->fd >= 0 && w->o.dest != WPT_DEST_FD)
+		close(w->fd);
+	wpt_vec_free(&w->ranges_text);
+	wpt_vec_free(&w->maps_text);
+	wpt_vec_free(&w->notes_text);
+	free(w->path);
+	free(w);
+}
+
+/* ---- taking ---- */
+
+static int open_sink(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+	bool sync = !(w->o.flags & WPT_WRITER_NO_SYNC);
+	char id[33];
+
+	switch ((enum wpt_dest)w->o.dest) {
+	case WPT_DEST_FOLDER:
+		hex(id, k->identity.link_id, 16);
+		snprintf(k->name, sizeof(k->name), "%010llu-%s.wps", (unsigned long long)k->identity.sequence, id);
+		return wpt_sink_folder(&k->sink, w->dir, k->name, sync);
+	case WPT_DEST_FILE:
+		return wpt_sink_file(&k->sink, w->path, sync);
+	case WPT_DEST_APPEND:
+		return wpt_sink_append(&k->sink, w->fd, w->append_at, sync);
+	case WPT_DEST_FD:
+		return wpt_sink_fd(&k->sink, w->fd, sync);
+	}
+	return -EINVAL;
+}
+
+static int open_layer(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+	struct wpt_layer_params p = {
+		.origin = w->origin,
+		.full = !w->has_tip,
+		.mode = k->o.mode,
+		.level = w->o.level,
+		.nr_threads = w->o.nr_threads,
+		.staging_bytes = w->o.staging_bytes,
+		.ledger = w->t->ledger,
+	};
+	int err;
+
+	memcpy(p.key, w->key, sizeof(p.key));
+	memcpy(k->identity.chain_id, w->tip.chain_id, 16);
+	if (w->has_tip) {
+		k->identity.sequence = w->tip.sequence + 1;
+		memcpy(k->identity.parent_id, w->tip.link_id, 16);
+		memcpy(k->identity.parent_digest, w->tip_digest, 16);
+	}
+	err = random_bytes(k->identity.link_id, 16);
+	if (err)
+		return err;
+	p.identity = k->identity;
+	err = open_sink(k);
+	return err ? err : wpt_layer_writer_open(&k->layer, k->sink, &p);
+}
+
+static int pause_target(struct take *k, uint64_t *since)
+{
+	if (!wpt_target_is_self(k->w->t->target))
+		return wpt_target_stop(k->w->t->target, since);
+	*since = wpt_now_ns();
+	return k->o.quiesce(k->o.arg);
+}
+
+static void resume_target(struct take *k, uint64_t since)
+{
+	if (wpt_target_is_self(k->w->t->target))
+		k->o.resume(k->o.arg);
+	else
+		wpt_target_resume(k->w->t->target);
+	k->stats.pause_ns = wpt_now_ns() - since;
+}
+
+static uint64_t realtime_ns(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_REALTIME, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+/* The order within the pause is the design's: list, register, protect and collect, holes, bypasses, liveness; copy; liveness. */
+static int take_paused(struct take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	uint64_t since;
+	int err = pause_target(k, &since);
+
+	if (err)
+		return err;
+	k->time_ns = realtime_ns();
+	err = wpt_tracker_look(t, true);
+	k->copy.all = k->w->all && !k->precopied;
+	k->copy.refuse = k->o.flags & WPT_TAKE_REFUSE;
+	if (!err)
+		err = wpt_copy_run(&k->copy);
+	if (!err && k->o.flags & WPT_TAKE_REGISTERS && !wpt_target_is_self(t->target))
+		err = wpt_target_registers(t->target, &k->registers);
+	if (!err)
+		err = wpt_target_alive(t->target);
+	if (!err && k->o.paused)
+		err = k->o.paused(k->o.arg);
+	resume_target(k, since);
+	return err;
+}
+
+/* A first pass over everything while the target runs, so that the pause copies only what was written meanwhile. */
+static int take_precopy(struct take *k)
+{
+	int err;
+
+	err = wpt_tracker_look(k->w->t, false);
+	k->copy.all = true;
+	if (!err)
+		err = wpt_copy_run(&k->copy);
+	if (!err)
+		err = wpt_target_alive(k->w->t->target);
+	/* What it copied is in the link; what was unknown is looked at again only if it is written or changes its mapping. */
+	if (!err) {
+		wpt_vec_clear(&k->w->t->unknown);
+		wpt_ledger_copied(k->w->t->ledger);
+		k->precopied = true;
+	}
+	return err;
+}
+
+static int take_fuzzy(struct take *k)
+{
+	int err;
+
+	k->time_ns = realtime_ns();
+	err = wpt_tracker_look(k->w->t, false);
+	k->copy.all = k->w->all;
+	k->copy.check_torn = true;
+	k->copy.retries = k->o.retries ? k->o.retries : 3;
+	if (!err)
+		err = wpt_copy_run(&k->copy);
+	if (!err)
+		err = wpt_target_alive(k->w->t->target);
+	return err;
+}
+
+/* ---- finishing ---- */
+
+static int text_append(struct wpt_vec *v, const void *data, size_t len)
+{
+	const char *c = data;
+	char *to;
+	size_t i;
+
+	for (i = 0; i < len; i++) {
+		to = wpt_vec_push(v);
+		if (!to)
+			return -ENOMEM;
+		*to = c[i];
+	}
+	return 0;
+}
+
+/* Whether the text is what the last durable link had. */
+static bool text_same(const struct wpt_vec *v, const void *data, size_t len)
+{
+	return v->count == len && (!len || memcmp(v->data, data, len) == 0);
+}
+
+static int text_set(struct wpt_vec *v, const void *data, size_t len)
+{
+	wpt_vec_clear(v);
+	return text_append(v, data, len);
+}
+
+static const char *reason_text(uint32_t reason)
+{
+	switch ((enum wpt_range_reason)reason) {
+	case WPT_REASON_NONE:
+		return "tracked";
+	case WPT_REASON_BUSY:
+		return "skipped: another userfaultfd has it";
+	case WPT_REASON_DEVICE:
+		return "skipped: device memory";
+	case WPT_REASON_SPECIAL:
+		return "skipped: special mapping";
+	case WPT_REASON_UNSUPPORTED:
+		return "skipped: the kernel can't write-protect it";
+	case WPT_REASON_OTHER_WRITER:
+		return "compared by content: another process may write to it";
+	case WPT_REASON_UNINSPECTABLE:
+		return "compared by content: who else writes to it can't be found out";
+	case WPT_REASON_PINNED:
+		return "compared by content: pinned for a device";
+	case WPT_REASON_VERIFY:
+		return "compared by content: as asked for";
+	}
+	return "unknown";
+}
+
+/* Everything of a link that is not pages: what was skipped and compared, as lines of text. */
+static int add_notes(struct take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	struct wpt_vec text = WPT_VEC(char);
+	const struct wpt_area *a;
+	char line[512];
+	size_t i;
+	int n, err = 0;
+
+	for (i = 0; i < t->plan->areas.count && !err; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (a->reason == WPT_REASON_NONE)
+			continue;
+		n = snprintf(line, sizeof(line), "%llx-%llx %.200s: %s\n", (unsigned long long)a->start, (unsigned long long)a->end,
+			     wpt_area_name(t->plan, a), reason_text(a->reason));
+		err = text_append(&text, line, (size_t)n);
+	}
+	for (i = 0; i < t->files.count && !err; i++)
+		if (wpt_vec_at(&t->files, struct wpt_file, i)->use.own_writable_fd) {
+			n = snprintf(line, sizeof(line), "inode %llu: the target has it open for writing\n",
+				     (unsigned long long)wpt_vec_at(&t->files, struct wpt_file, i)->inode);
+			err = text_append(&text, line, (size_t)n);
+		}
+	if (!err && t->pinned_loud) {
+		n = snprintf(line, sizeof(line), "VFIO or RDMA is in use: what devices write is not seen\n");
+		err = text_append(&text, line, (size_t)n);
+	}
+	if (!err && !text_same(&k->w->notes_text, text.data, text.count)) {
+		err = wpt_layer_section(k->layer, WPT_SECTION_NOTES, text.data, text.count);
+		if (!err)
+			err = text_set(&k->new_notes, text.data, text.count);
+		k->notes_changed = true;
+	}
+	wpt_vec_free(&text);
+	return err;
+}
+
+static bool ranges_touch(const struct wpt_plan *plan, const struct wpt_layer_range *r, const struct wpt_area *a)
+{
+	return r->end == a->start && r->kind == a->kind && r->reason == a->reason && strcmp(r->name, wpt_area_name(plan, a)) == 0;
+}
+
+static int add_ranges(struct take *k)
+{
+	struct wpt_vec ranges = WPT_VEC(struct wpt_layer_range);
+	const struct wpt_plan *plan = k->w->t->plan;
+	struct wpt_layer_range *r = NULL;
+	const struct wpt_area *a;
+	char line[320];
+	size_t i;
+	int n, err = 0;
+
+	for (i = 0; i < plan->areas.count && !err; i++) {
+		a = wpt_area_at(plan, i);
+		if (a->skipped) {
+			k->stats.nr_skipped++;
+			continue;
+		}
+		if (r && ranges_touch(plan, r, a)) {
+			r->end = a->end;
+			continue;
+		}
+		r = wpt_vec_push(&ranges);
+		if (r)
+			*r = (struct wpt_layer_range){ a->start, a->end, a->kind, a->reason, wpt_area_name(plan, a) };
+		else
+			err = -ENOMEM;
+	}
+	for (i = 0; i < ranges.count && !err; i++) {
+		r = wpt_vec_at(&ranges, struct wpt_layer_range, i);
+		n = snprintf(line, sizeof(line), "%llx %llx %u %u %.200s\n", (unsigned long long)r->start, (unsigned long long)r->end,
+			     r->kind, r->reason, r->name);
+		err = text_append(&k->new_ranges, line, (size_t)n);
+	}
+	if (!err && !ranges.count && !k->w->has_tip)
+		err = -ENODATA;
+	if (!err && !(k->w->has_tip && text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
+		err = wpt_layer_ranges(k->layer, ranges.data, ranges.count);
+	wpt_vec_free(&ranges);
+	return err;
+}
+
+static int add_cmdline(struct take *k)
+{
+	char path[64], text[65536];
+	size_t len = 0;
+	ssize_t got = 0;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)wpt_target_pid(k->w->t->target));
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	while (len < sizeof(text) && (got = read(fd, text + len, sizeof(text) - len)) > 0)
+		len += (size_t)got;
+	close(fd);
+	return len ? wpt_layer_section(k->layer, WPT_SECTION_CMDLINE, text, len) : 0;
+}
+
+static int add_sections(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+	const struct wpt_maps *m = &w->t->maps;
+	const char *raw = (const char *)m->text.data + m->raw;
+	uint32_t i;
+	int err;
+
+	err = add_ranges(k);
+	if (!err && !(w->has_tip && text_same(&w->maps_text, raw, m->raw_len)) && !wpt_target_is_self(w->t->target))
+		err = wpt_layer_section(k->layer, WPT_SECTION_MAPPINGS, raw, m->raw_len);
+	if (!err && k->registers.count)
+		err = wpt_layer_section(k->layer, WPT_SECTION_REGISTERS, k->registers.data, k->registers.count);
+	if (!err && w->o.flags & WPT_WRITER_CMDLINE && !w->has_tip)
+		err = add_cmdline(k);
+	if (!err)
+		err = add_notes(k);
+	for (i = 0; i < k->o.nr_sections && !err; i++)
+		err = wpt_layer_section(k->layer, k->o.sections[i].type, k->o.sections[i].data, k->o.sections[i].len);
+	return err;
+}
+
+/* The link is durable: what it says is known, and it is the parent of the next. */
+static void succeeded(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+	const struct wpt_maps *m = &w->t->maps;
+
+	wpt_ledger_commit(w->t->ledger);
+	wpt_vec_clear(&w->t->unknown);
+	w->all = false;
+	w->tip = k->identity;
+	memcpy(w->tip_digest, k->result.digest, sizeof(w->tip_digest));
+	w->has_tip = true;
+	w->append_at += k->result.bytes;
+	/* Without memory for a copy the next link repeats them, no more. */
+	if (text_set(&w->ranges_text, k->new_ranges.data, k->new_ranges.count) != 0)
+		wpt_vec_clear(&w->ranges_text);
+	if (text_set(&w->maps_text, (const char *)m->text.data + m->raw, m->raw_len) != 0)
+		wpt_vec_clear(&w->maps_text);
+	if (k->notes_changed && text_set(&w->notes_text, k->new_notes.data, k->new_notes.count) != 0)
+		wpt_vec_clear(&w->notes_text);
+}
+
+static void fill_stats(struct take *k)
+{
+	struct wpt_take_stats *s = &k->stats;
+
+	s->sequence = k->identity.sequence;
+	hex(s->id, k->identity.link_id, 16);
+	snprintf(s->file, sizeof(s->file), "%s", k->name);
+	s->pages_tracked = k->copy.pages_tracked;
+	s->pages_dirty = k->copy.pages_dirty;
+	s->pages_compared = k->copy.pages_compared;
+	s->swapped_in = k->copy.swapped_in;
+	s->staging_waits = k->copy.staging_waits;
+	s->pages_stored = k->result.pages_stored;
+	s->pages_zero = k->result.pages_zero;
+	s->pages_unchanged = k->result.pages_unchanged;
+	s->pages_duplicate = k->result.pages_duplicate;
+	s->pages_unreadable = k->result.pages_unreadable;
+	s->pages_torn = k->result.pages_torn;
+	s->bytes_stored = k->result.bytes;
+	s->total_ns = wpt_now_ns() - k->started;
+}
+
+static int take_options(struct take *k, const struct wpt_take_options *from)
+{
+	const struct wpt_take_options *o = &k->o;
+	bool self = wpt_target_is_self(k->w->t->target);
+	uint32_t i;
+	int err = wpt_options_copy(&k->o, sizeof(k->o), from, sizeof(k->o));
+
+	if (err)
+		return err;
+	if (o->mode > WPT_MODE_FUZZY || o->flags & ~(uint32_t)(WPT_TAKE_REFUSE | WPT_TAKE_REGISTERS) || (o->nr_sections && !o->sections))
+		return -EINVAL;
+	if (self && o->mode == WPT_MODE_PAUSE && (!o->quiesce || !o->resume))
+		return -EINVAL;
+	if (o->mode == WPT_MODE_FUZZY && (o->paused || o->flags))
+		return -EINVAL;
+	for (i = 0; i < o->nr_sections; i++)
+		if (o->sections[i].reserved || o->sections[i].len > (size_t)1 << 30 || (o->sections[i].len && !o->sections[i].data))
+			return -EINVAL;
+	return 0;
+}
+
+static bool nothing_to_track(struct wpt_tracker *t)
+{
+	/* Also the calling thread's first read section, which may allocate: before the own process is quiesced. */
+	const struct wpt_range_set *set = wpt_ranges_begin(t->ranges);
+	bool nothing = !set->all && !set->nr;
+
+	wpt_ranges_end(t->ranges);
+	return nothing;
+}
+
+static int take_pages(struct take *k)
+{
+	int err = 0;
+
+	if (k->o.mode == WPT_MODE_FUZZY)
+		return take_fuzzy(k);
+	if (k->w->all)
+		err = take_precopy(k);
+	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
+	wpt_tracker_reap(k->w->t);
+	return err ? err : take_paused(k);
+}
+
+static int take_link(struct take *k)
+{
+	int err;
+
+	err = open_layer(k);
+	if (!err)
+		err = wpt_copy_open(&k->copy, k->w->t);
+	if (err)
+		return err;
+	k->copy.w = k->layer;
+	err = take_pages(k);
+	wpt_tracker_reap(k->w->t);
+	if (!err)
+		err = add_sections(k);
+	if (!err)
+		err = wpt_layer_finish(k->layer, k->time_ns, k->stats.pause_ns, &k->result);
+	if (!err)
+		err = k->sink->commit(k->sink);
+	return err;
+}
+
+int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options, struct wpt_take_stats *stats)
+{
+	struct take *k;
+	int err = wpt_tracker_check(w->t);
+
+	if (err)
+		return err;
+	if (w->broken)
+		return w->broken;
+	k = calloc(1, sizeof(*k));
+	if (!k)
+		return -ENOMEM;
+	k->w = w;
+	k->started = wpt_now_ns();
+	k->registers.elem_size = k->new_ranges.elem_size = k->new_notes.elem_size = 1;
+	k->stats.size = sizeof(k->stats);
+	err = take_options(k, options);
+	if (!err && nothing_to_track(w->t))
+		err = -ENODATA;
+	if (!err) {
+		pthread_mutex_lock(&w->t->lock);
+		err = take_link(k);
+		/* Its threads write to the ledger; they end before anything is taken back. */
+		wpt_layer_writer_close(k->layer);
+		if (err)
+			wpt_ledger_rollback(w->t->ledger);
+		else
+			succeeded(k);
+		pthread_mutex_unlock(&w->t->lock);
+		if (err && w->o.dest == WPT_DEST_FD)
+			w->broken = err;
+	}
+	if (k->sink)
+		k->sink->close(k->sink);
+	if (!err && stats) {
+		fill_stats(k);
+		err = wpt_info_copy(stats, &k->stats, sizeof(k->stats), sizeof(k->stats));
+	}
+	if (w->t->pinned_loud && !err)
+		wpt_logf(&w->t->log, WPT_LOG_WARNING, "the target uses VFIO or RDMA: what devices write to memory is not seen");
+	wpt_copy_close(&k->copy);
+	wpt_vec_free(&k->registers);
+	wpt_vec_free(&k->new_ranges);
+	wpt_vec_free(&k->new_notes);
+	free(k);
+	return err;
+}

@@ -1,0 +1,461 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The public tracker: open, attach, ranges, arm, scan. What a look does is in look.c.
+ *
+ * Locking: see tracker.h. wpt_tracker_scan() reads the plan under RCU and takes no lock unless it re-arms.
+ */
+#include "tracker.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+#include <urcu-bp.h>
+
+static int tracker_alloc(struct wpt_tracker **out, const struct wpt_tracker_options *o)
+{
+	struct wpt_tracker *t = calloc(1, sizeof(*t));
+	int err;
+
+	if (!t)
+		return -ENOMEM;
+	pthread_mutex_init(&t->lock, NULL);
+	t->log = (struct wpt_log){ o->log, o->log_arg };
+	t->flags = o->flags;
+	t->backend = o->backend == WPT_BACKEND_REPORTED ? WPT_BACKEND_REPORTED : WPT_BACKEND_ASYNC;
+	t->files.elem_size = sizeof(struct wpt_file);
+	t->unknown.elem_size = sizeof(struct wpt_span);
+	t->pinned.elem_size = sizeof(struct wpt_piece);
+	t->scan.pagemap = -1;
+	err = wpt_ledger_open(&t->ledger);
+	if (!err)
+		err = wpt_ranges_open(&t->ranges);
+	if (!err)
+		err = wpt_plan_open(&t->plan);
+	if (err) {
+		wpt_tracker_close(t);
+		return err;
+	}
+	*out = t;
+	return 0;
+}
+
+static int options_check(struct wpt_tracker_options *o, const struct wpt_tracker_options *from)
+{
+	int err = wpt_options_copy(o, sizeof(*o), from, sizeof(*o));
+
+	if (err)
+		return err;
+	if (o->backend > WPT_BACKEND_REPORTED || o->reserved ||
+	    (o->flags & ~(uint32_t)(WPT_TRACK_ASSUME_SOLE_WRITER | WPT_TRACK_VERIFY_CONTENT)))
+		return -EINVAL;
+	return 0;
+}
+
+/* What the backend needs is there, or -WPT_E_UNSUPPORTED. */
+static int backend_check(struct wpt_tracker *t)
+{
+	uint32_t features;
+	int err = wpt_probe_kernel(&features, 0);
+
+	if (err)
+		return err;
+	t->guard_known = features & WPT_F_GUARD;
+	if (t->backend == WPT_BACKEND_ASYNC && !(features & WPT_F_ASYNC)) {
+		wpt_logf(&t->log, WPT_LOG_ERROR, "this kernel has no asynchronous userfaultfd write protection with PAGEMAP_SCAN (Linux 6.7)");
+		return features & WPT_F_UFFD ? -WPT_E_UNSUPPORTED : -EPERM;
+	}
+	return 0;
+}
+
+static int tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options)
+{
+	struct wpt_tracker_options o;
+	struct wpt_tracker *t = NULL;
+	int err;
+
+	err = options_check(&o, options);
+	if (!err)
+		err = tracker_alloc(&t, &o);
+	if (err)
+		return err;
+	err = backend_check(t);
+	if (!err && pid == 0)
+		err = wpt_target_self(&t->target, &t->log);
+	else if (!err)
+		err = wpt_target_attach(&t->target, pid, o.stop_timeout_ms ? o.stop_timeout_ms : 100,
+					t->backend == WPT_BACKEND_ASYNC, &t->log);
+	if (!err && t->backend == WPT_BACKEND_ASYNC && wpt_target_uffd(t->target) < 0)
+		err = -WPT_E_UNSUPPORTED;
+	if (!err)
+		err = wpt_scan_open(&t->scan, wpt_target_pagemap(t->target));
+	if (err) {
+		wpt_tracker_close(t);
+		return err;
+	}
+	*out = t;
+	return 0;
+}
+
+int wpt_tracker_open(struct wpt_tracker **out, const struct wpt_tracker_options *o)
+{
+	return tracker_start(out, 0, o);
+}
+
+int wpt_tracker_attach(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *o)
+{
+	if (pid <= 0)
+		return -ESRCH;
+	if (pid == getpid())
+		return -EINVAL;
+	return tracker_start(out, pid, o);
+}
+
+void wpt_tracker_close(struct wpt_tracker *t)
+{
+	size_t i;
+
+	if (!t)
+		return;
+	if (t->target && wpt_tracker_check(t) == 0)
+		wpt_tracker_disarm(t, 0, UINT64_MAX);
+	wpt_scan_close(&t->scan);
+	for (i = 0; i < t->files.count; i++)
+		close(wpt_vec_at(&t->files, struct wpt_file, i)->fd);
+	wpt_maps_free(&t->maps);
+	wpt_target_close(t->target);
+	wpt_tracker_reap(t);
+	wpt_plan_close(t->plan);
+	wpt_ranges_close(t->ranges);
+	wpt_ledger_close(t->ledger);
+	wpt_vec_free(&t->files);
+	wpt_vec_free(&t->unknown);
+	wpt_vec_free(&t->pinned);
+	pthread_mutex_destroy(&t->lock);
+	free(t);
+}
+
+int wpt_tracker_check(struct wpt_tracker *t)
+{
+	return wpt_target_check(t->target);
+}
+
+int wpt_tracker_info(struct wpt_tracker *t, struct wpt_tracker_info *info)
+{
+	struct wpt_tracker_info found = { .size = sizeof(found) };
+	const struct wpt_area *a;
+	size_t i;
+
+	found.pid = wpt_target_pid(t->target);
+	found.backend = t->backend;
+	found.start_time = wpt_target_start_time(t->target);
+	pthread_mutex_lock(&t->lock);
+	for (i = 0; i < t->plan->areas.count; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (a->skipped) {
+			found.nr_skipped++;
+		} else {
+			found.nr_ranges++;
+			found.bytes_tracked += a->end - a->start;
+		}
+	}
+	found.memory_bytes = sizeof(*t) + wpt_ledger_memory(t->ledger) + t->plan->areas.bytes + t->plan->text.bytes +
+			     t->files.bytes + t->maps.maps.bytes + t->maps.text.bytes;
+	pthread_mutex_unlock(&t->lock);
+	return wpt_info_copy(info, &found, sizeof(found), sizeof(found));
+}
+
+int wpt_range_add(struct wpt_tracker *t, const struct wpt_range *r)
+{
+	struct wpt_range range;
+	uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+	int err = wpt_options_copy(&range, sizeof(range), r, sizeof(range));
+
+	if (err || !r || range.start >= range.end || ((range.start | range.end) & (page - 1)))
+		return -EINVAL;
+	err = wpt_tracker_check(t);
+	return err ? err : wpt_ranges_add(t->ranges, range.start, range.end, range.name);
+}
+
+int wpt_range_add_all(struct wpt_tracker *t)
+{
+	int err = wpt_tracker_check(t);
+
+	if (err)
+		return err;
+	if (wpt_target_is_self(t->target))
+		return -EINVAL;
+	err = wpt_target_alive(t->target);
+	return err ? err : wpt_ranges_add_all(t->ranges);
+}
+
+int wpt_range_remove(struct wpt_tracker *t, int id)
+{
+	struct wpt_range_entry gone;
+	int err = wpt_tracker_check(t);
+
+	if (!err)
+		err = wpt_ranges_remove(t->ranges, id, &gone);
+	if (err)
+		return err;
+	pthread_mutex_lock(&t->lock);
+	wpt_tracker_disarm(t, gone.start, gone.end);
+	pthread_mutex_unlock(&t->lock);
+	return 0;
+}
+
+/* The plan, made by a look without arming if there was none. Called with the lock. */
+static int plan_need(struct wpt_tracker *t)
+{
+	return t->looked ? 0 : wpt_tracker_list(t);
+}
+
+int wpt_range_list(struct wpt_tracker *t, int (*each)(void *arg, const struct wpt_range_info *info), void *arg)
+{
+	struct wpt_range_info info = { .size = sizeof(info) };
+	const struct wpt_area *a;
+	size_t i;
+	int err = wpt_tracker_check(t);
+
+	if (err)
+		return err;
+	pthread_mutex_lock(&t->lock);
+	err = plan_need(t);
+	for (i = 0; i < t->plan->areas.count && !err; i++) {
+		a = wpt_area_at(t->plan, i);
+		info.start = a->start;
+		info.end = a->end;
+		info.kind = a->kind;
+		info.reason = a->reason;
+		info.skipped = a->skipped;
+		info.id = a->range_id;
+		info.name = wpt_area_name(t->plan, a);
+		err = each(arg, &info);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return err;
+}
+
+int wpt_range_mark(struct wpt_tracker *t, uint64_t start, uint64_t end)
+{
+	const struct wpt_range_set *set;
+	uint64_t at = start;
+	size_t i;
+	int err = wpt_tracker_check(t);
+
+	if (err)
+		return err;
+	if (t->backend != WPT_BACKEND_REPORTED || start >= end)
+		return -EINVAL;
+	set = wpt_ranges_begin(t->ranges);
+	for (i = 0; i < set->nr && at < end; i++) {
+		if (set->entries[i].end <= at)
+			continue;
+		if (set->entries[i].start > at)
+			break;
+		at = set->entries[i].end;
+	}
+	wpt_ranges_end(t->ranges);
+	if (at < end)
+		return -WPT_E_NOT_TRACKED;
+	return wpt_ledger_dirty(t->ledger, WPT_ALIGN_DOWN(start, WPT_PAGE), WPT_ALIGN_UP(end, WPT_PAGE));
+}
+
+int wpt_tracker_arm(struct wpt_tracker *t)
+{
+	int err = wpt_tracker_check(t);
+
+	if (err)
+		return err;
+	pthread_mutex_lock(&t->lock);
+	if (t->writer_open)
+		err = -EBUSY;
+	if (!err)
+		err = wpt_tracker_look(t, false);
+	/* What was dirty in memory that was armed before stays so; memory that is armed now begins clean. */
+	wpt_ledger_rollback(t->ledger);
+	if (!err)
+		wpt_vec_clear(&t->unknown);
+	wpt_tracker_reap(t);
+	pthread_mutex_unlock(&t->lock);
+	return err;
+}
+
+/* ---- scan ---- */
+
+struct scan_call {
+	struct wpt_tracker *t;
+	struct wpt_scan scan;
+	uint64_t start, end;
+	bool rearm;
+	int (*each)(void *arg, const struct wpt_run *run);
+	void *arg;
+	struct wpt_run pending;   /* merged with what follows, then reported */
+	int result;               /* non-zero: the callback wants no more */
+};
+
+static void report_flush(struct scan_call *c)
+{
+	if (c->pending.start < c->pending.end && !c->result)
+		c->result = c->each(c->arg, &c->pending);
+	else if (c->result && c->rearm && c->pending.state != WPT_PAGES_ZERO)
+		wpt_ledger_dirty(c->t->ledger, c->pending.start, c->pending.end);
+	c->pending.start = c->pending.end = 0;
+}
+
+static void report(struct scan_call *c, uint64_t start, uint64_t end, uint32_t state, uint32_t kind)
+{
+	if (start >= end)
+		return;
+	if (c->pending.end == start && c->pending.state == state && c->pending.kind == kind && c->pending.start < c->pending.end) {
+		c->pending.end = end;
+		return;
+	}
+	report_flush(c);
+	c->pending = (struct wpt_run){ start, end, state, kind };
+}
+
+/* Kinds whose dirty pages the kernel tells apart from those that were never there. */
+static bool zero_when_none(uint32_t kind)
+{
+	return kind == WPT_KIND_ANON;
+}
+
+/* Pages of the dirty set: reported ones, and what an earlier scan took and could not report. */
+static void scan_ledger(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, run_end;
+
+	while (!c->result && (at = wpt_ledger_next_dirty(c->t->ledger, at, end, &run_end)) < end) {
+		/* Cleared before it is reported: what is marked from now on is news. */
+		if (c->rearm)
+			wpt_ledger_undirty(c->t->ledger, at, run_end);
+		report(c, at, run_end, WPT_PAGES_DIRTY, a->kind);
+		at = run_end;
+	}
+}
+
+/* Read-only, or with REARM where no page may be left out: pages that are nowhere are told apart by a second category. */
+static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match written = {
+		.mask = PAGE_IS_WRITTEN,
+		.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+	};
+	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
+	bool zero = zero_when_none(a->kind), huge = a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
+	const struct wpt_scan_match *match = huge ? &hugetlb : zero && !c->rearm ? &written : &wpt_match_written;
+	struct wpt_page_region run;
+	uint32_t state;
+	int got;
+
+	scan_ledger(c, a, start, end);
+	if (a->kind == WPT_KIND_REPORTED || c->result)
+		return 0;
+	wpt_scan_start(&c->scan, start, end, zero && c->rearm ? &wpt_match_dirty : match, c->rearm);
+	while ((got = wpt_scan_next(&c->scan, &run)) > 0) {
+		state = WPT_PAGES_DIRTY;
+		if (zero && !c->rearm && !(run.categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)))
+			state = WPT_PAGES_ZERO;
+		report(c, run.start, run.end, state, a->kind);
+		if (c->result && !c->rearm)
+			return 0;
+	}
+	if (got == 0)
+		return 0;
+	if (got == -ESRCH)
+		return -WPT_E_GONE;
+	report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
+	return 0;
+}
+
+/* Memory of a range between its areas: nothing is mapped there, or something that no look has seen. */
+static int scan_gap(struct scan_call *c, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	int got;
+
+	if (start >= end || c->t->backend == WPT_BACKEND_REPORTED)
+		return 0;
+	wpt_scan_start(&c->scan, start, end, &wpt_match_populated, false);
+	got = wpt_scan_next(&c->scan, &run);
+	if (got == -ESRCH)
+		return -WPT_E_GONE;
+	if (got != 0)
+		report(c, start, end, WPT_PAGES_UNKNOWN, WPT_KIND_ANON);
+	return 0;
+}
+
+static int scan_interval(struct scan_call *c, const struct wpt_plan *plan, uint64_t start, uint64_t end, bool gaps)
+{
+	const struct wpt_area *a;
+	uint64_t at = start;
+	size_t i;
+	int err = 0;
+
+	for (i = 0; i < plan->areas.count && !err && !c->result; i++) {
+		a = wpt_area_at(plan, i);
+		if (a->end <= at || a->skipped)
+			continue;
+		if (a->start >= end)
+			break;
+		if (gaps)
+			err = scan_gap(c, at, a->start);
+		at = WPT_MAX(at, a->start);
+		if (!err && !a->armed)
+			report(c, at, WPT_MIN(a->end, end), WPT_PAGES_UNKNOWN, a->kind);
+		else if (!err)
+			err = scan_area(c, a, at, WPT_MIN(a->end, end));
+		at = WPT_MIN(a->end, end);
+	}
+	if (gaps && !err && !c->result)
+		err = scan_gap(c, at, end);
+	return err;
+}
+
+int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32_t flags,
+		     int (*each)(void *arg, const struct wpt_run *run), void *arg)
+{
+	struct scan_call c = { .t = t, .rearm = flags & WPT_SCAN_REARM, .each = each, .arg = arg };
+	const struct wpt_range_set *set;
+	const struct wpt_plan *plan;
+	size_t i;
+	int err = wpt_tracker_check(t);
+
+	if (!err && (flags & ~(uint32_t)WPT_SCAN_REARM))
+		err = -EINVAL;
+	if (!err)
+		err = wpt_scan_open(&c.scan, wpt_target_pagemap(t->target));
+	if (err)
+		return err;
+	c.scan.slice = (uint64_t)1 << 30;
+	if (c.rearm)
+		pthread_mutex_lock(&t->lock);
+	if (c.rearm && t->writer_open)
+		err = -EBUSY;
+	set = wpt_ranges_begin(t->ranges);
+	plan = rcu_dereference(t->plan);
+	if (set->all && !err)
+		err = scan_interval(&c, plan, start, end, false);
+	for (i = 0; i < set->nr && !err && !c.result; i++)
+		if (set->entries[i].start < end && start < set->entries[i].end)
+			err = scan_interval(&c, plan, WPT_MAX(start, set->entries[i].start), WPT_MIN(end, set->entries[i].end), true);
+	wpt_ranges_end(t->ranges);
+	report_flush(&c);
+	if (c.rearm)
+		pthread_mutex_unlock(&t->lock);
+	wpt_scan_close(&c.scan);
+	if (!err)
+		err = wpt_target_alive(t->target);
+	return err ? err : c.result;
+}
+
+ssize_t wpt_tracker_read(struct wpt_tracker *t, uint64_t addr, void *buf, size_t len)
+{
+	ssize_t got;
+	int err = wpt_tracker_check(t);
+
+	if (err)
+		return err;
+	got = wpt_target_read(t->target, addr, buf, len);
+	err = wpt_target_alive(t->target);
+	return err ? err : got;
+}

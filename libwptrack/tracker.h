@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A tracker inside the library: the areas that its ranges resolve to, and one look at them. An area is the part of one mapping that is
+ * tracked: one kind, one file. The list of areas (the plan) is made anew by each look and replaced as a whole; scans of other
+ * threads read the old one under RCU.
+ *
+ * Locking: `lock` covers the plan, the file table and every look; it is held from before the target is stopped until after it runs
+ * again, so that no stopped thread of the own process holds it. Lock order: lock, then those inside ranges.c.
+ */
+#ifndef WPT_TRACKER_H
+#define WPT_TRACKER_H
+
+#include <pthread.h>
+
+#include "base.h"
+#include "ledger.h"
+#include "ranges.h"
+#include "scan.h"
+#include "target.h"
+
+struct wpt_area {
+	uint64_t start, end;
+	uint64_t offset;       /* in the file */
+	uint32_t kind;         /* enum wpt_kind */
+	uint32_t reason;       /* enum wpt_range_reason */
+	int range_id;
+	int file;              /* index in the file table, -1: none or not to be had */
+	size_t name;           /* offset in the plan's text */
+	bool skipped;
+	bool armed;            /* registered, and protected where its kind needs it */
+	bool compare;          /* this look can't rely on what the kernel says: every page is compared */
+	bool backed;           /* by a file or shared memory; what is not populated is not zero */
+	bool private_file;     /* content of pages that are not COWed is the file's */
+};
+
+struct wpt_plan {
+	struct wpt_vec areas;  /* struct wpt_area, ascending, disjoint */
+	struct wpt_vec text;   /* char */
+};
+
+#define wpt_area_at(p, i) wpt_vec_at(&(p)->areas, struct wpt_area, i)
+#define wpt_area_name(p, a) ((const char *)(p)->text.data + (a)->name)
+
+/* A file that areas are of; kept open, so that its inode number stays its own. */
+struct wpt_file {
+	uint64_t dev, inode;
+	int fd;
+	int watch;             /* of inotify, 0: none */
+	bool regular;
+	bool tmpfs;
+	bool inspected;        /* `use` is of this look or nothing happened since */
+	bool inspected_once;
+	bool other_writer_now; /* at the last inspection */
+	bool changed;          /* by a system call since the last look */
+	struct wpt_file_use use;
+};
+
+/* [start, end) must be compared by the next durable link. */
+struct wpt_span {
+	uint64_t start, end;
+};
+
+struct wpt_tracker {
+	pthread_mutex_t lock;
+	struct wpt_target *target;
+	struct wpt_ranges *ranges;
+	struct wpt_ledger *ledger;
+	struct wpt_plan *plan;     /* RCU */
+	struct wpt_plan *retired;  /* the plan before, until readers are waited for; see wpt_tracker_reap() */
+	struct wpt_vec files;      /* struct wpt_file */
+	struct wpt_vec unknown;    /* struct wpt_span: kept until a link that compared them is durable */
+	struct wpt_vec pinned;     /* struct wpt_piece: always dirty */
+	struct wpt_maps maps;
+	struct wpt_scan scan;
+	struct wpt_log log;
+	uint32_t backend;
+	uint32_t flags;
+	bool guard_known;          /* the kernel reports guard pages */
+	bool writer_open;
+	bool looked;               /* the plan is of a look, not of a mere listing */
+	bool pinned_loud;
+};
+
+/*
+ * One look: list the mappings, resolve the ranges to areas, register and arm new ones, then collect what is dirty into the ledger (as taken
+ * pages) and what can't be told into `unknown`; protects again what it reports. `stopped`: nothing of the target runs, calls need not
+ * be sliced. No malloc. -WPT_E_GONE, -ENOMEM.
+ */
+int wpt_tracker_look(struct wpt_tracker *t, bool stopped);
+
+/* Makes a plan without arming anything, for those who ask what would be tracked. */
+int wpt_tracker_list(struct wpt_tracker *t);
+
+/* Ends write protection of what is armed in [start, end), in slices. */
+void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end);
+
+int wpt_plan_open(struct wpt_plan **out);
+void wpt_plan_close(struct wpt_plan *plan);
+
+/* Frees what a look replaced; not between quiesce and resume. */
+void wpt_tracker_reap(struct wpt_tracker *t);
+
+/* Whether [start, end) touches a span that must be compared. */
+bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_t end);
+
+/* Checked first by everything that is public: -WPT_E_FORKED in a child. */
+int wpt_tracker_check(struct wpt_tracker *t);
+
+#endif
