@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "scan.h"
 
-#define NR_REGIONS 4096
+/*
+ * The size of the kernel's own buffer. With a larger one a walk goes on after that was full, but walk_end stays at where it was first
+ * full: the regions behind it would be reported again, out of order.
+ */
+#define NR_REGIONS 512
 
 const struct wpt_scan_match wpt_match_written = { .mask = PAGE_IS_WRITTEN, .report = PAGE_IS_WRITTEN };
 const struct wpt_scan_match wpt_match_dirty = {
@@ -68,6 +72,8 @@ int wpt_scan_next(struct wpt_scan *s, struct wpt_page_region *run)
 			s->nr = 0;
 			return err;
 		}
+		if (s->nr && s->regions[s->nr - 1].end > s->arg.walk_end)
+			s->arg.walk_end = s->regions[s->nr - 1].end;
 		/* A walk that stands still would be repeated for ever. */
 		if (s->arg.walk_end <= s->arg.start)
 			return -EIO;

@@ -139,6 +139,7 @@ static void mprotect_release(void)
 /* ---- synchronous userfaultfd ---- */
 
 static int uffd, stop[2];
+static bool spin;
 static pthread_t reader;
 
 static void *read_faults(void *arg)
@@ -148,7 +149,7 @@ static void *read_faults(void *arg)
 
 	(void)arg;
 	for (;;) {
-		poll(fds, 2, -1);
+		poll(fds, 2, spin ? 0 : -1);
 		if (fds[1].revents)
 			return NULL;
 		bench_check_errno(fds[0].revents & (POLLERR | POLLNVAL), "poll of userfaultfd");
@@ -168,6 +169,12 @@ static void sync_protect(void)
 	bench_uffd_protect(uffd, memory, bytes, true);
 }
 
+static void spin_protect(void)
+{
+	spin = true;
+	sync_protect();
+}
+
 static void sync_release(void)
 {
 	bench_check_errno(write(stop[1], "", 1) != 1, "write");
@@ -176,6 +183,7 @@ static void sync_release(void)
 	close(stop[0]);
 	close(stop[1]);
 	close(uffd);
+	spin = false;
 }
 
 int main(void)
@@ -185,7 +193,8 @@ int main(void)
 		{ .what = "async (libwptrack)", .protect = async_protect, .release = async_release },
 		{ .what = "fork, copy on write", .protect = fork_protect, .release = fork_release },
 		{ .what = "mprotect and SIGSEGV", .protect = mprotect_protect, .release = mprotect_release },
-		{ .what = "userfaultfd, synchronous", .protect = sync_protect, .release = sync_release },
+		{ .what = "userfaultfd, synchronous, reader sleeps", .protect = sync_protect, .release = sync_release },
+		{ .what = "userfaultfd, synchronous, reader spins", .protect = spin_protect, .release = sync_release },
 	};
 	const unsigned int nr_ways = sizeof(ways) / sizeof(*ways);
 	static const struct bench_aim aim = { BENCH_RATIO, false, 1 };

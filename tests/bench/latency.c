@@ -44,7 +44,7 @@ static void *map_and_unmap(void *arg)
 
 static uint64_t raw_scan(struct bench_target *t)
 {
-	static struct bench_region regions[4096];
+	static struct bench_region regions[512];
 	struct bench_scan_arg arg = {
 		.size = sizeof(arg), .flags = BENCH_PM_CHECK_WPASYNC | BENCH_PM_WP_MATCHING,
 		.start = (uintptr_t)t->memory, .end = (uintptr_t)t->memory + t->bytes,

@@ -73,7 +73,7 @@ static struct result by_library(void)
 
 static struct result by_hand(void)
 {
-	static struct bench_region regions[2 * TOUCHED];
+	static struct bench_region regions[512];
 	uint8_t *p = map_sparse(SPARSE);
 	int uffd = bench_uffd(p, SPARSE, true);
 	struct bench_scan_arg arg = {
