@@ -2,7 +2,9 @@
 /* wpsnap info, verify and diff: what reads chains. */
 #include "wpsnap.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -52,6 +54,84 @@ static void print_chain(const struct opts *o, const struct wpt_chain_info *ci)
 	printf(", pid %" PRId64 ", boot %s\n", ci->pid, ci->boot_id);
 	printf("tracked  %s in %u ranges\n", format_size(tracked, ci->bytes_tracked), ci->nr_ranges);
 	printf("stored   %s, ratio %s\n", format_size(stored, ci->bytes_stored), r);
+}
+
+static const struct section {
+	uint32_t type;
+	const char *key, *words;
+} sections[] = {
+	{ WPT_SECTION_MAPPINGS, "mappings", "mappings" },    { WPT_SECTION_REGISTERS, "registers", "registers" },
+	{ WPT_SECTION_DEVICE, "device", "device state" },    { WPT_SECTION_CMDLINE, "cmdline", "command line" },
+	{ WPT_SECTION_TAGS, "tags", "tags" },		     { WPT_SECTION_NOTES, "notes", "notes" },
+};
+
+static int has_section(struct wpt_chain *c, uint32_t type, bool *has)
+{
+	void *data = NULL;
+	size_t len;
+	int err;
+
+	err = wpt_chain_section(c, type, &data, &len);
+	free(data);
+	*has = err == 0;
+	return err == -ENOENT ? 0 : err;
+}
+
+/* What the chain holds besides pages. */
+static int print_sections(const struct opts *o, struct wpt_chain *c)
+{
+	const char *separator = "holds    ";
+	int err = 0;
+	size_t i;
+	bool has;
+
+	if (o->json)
+		json_begin(stdout, "sections");
+	for (i = 0; i < ARRAY_SIZE(sections) && !err; i++) {
+		err = has_section(c, sections[i].type, &has);
+		if (o->json) {
+			json_bool(stdout, sections[i].key, has);
+		} else if (has) {
+			printf("%s%s", separator, sections[i].words);
+			separator = ", ";
+		}
+	}
+	if (o->json)
+		json_end(stdout);
+	else if (*separator == ',')
+		putchar('\n');
+	return err;
+}
+
+/* What the last link says of skipped and compared ranges: lines of text. */
+static int print_notes(const struct opts *o, struct wpt_chain *c)
+{
+	char *data = NULL, *line, *rest, *text;
+	size_t len;
+	int err;
+
+	err = wpt_chain_section(c, WPT_SECTION_NOTES, (void **)&data, &len);
+	if (err)
+		return err == -ENOENT ? 0 : err;
+	text = strndup(data, len);
+	free(data);
+	if (!text)
+		return -ENOMEM;
+	if (!o->json && *text)
+		printf("\nnotes\n");
+	for (line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+		if (o->json) {
+			json_begin(stdout, "note");
+			json_str(stdout, "text", line);
+			json_end(stdout);
+			continue;
+		}
+		fputs("  ", stdout);
+		print_name(stdout, line);
+		putchar('\n');
+	}
+	free(text);
+	return 0;
 }
 
 static void print_range(const struct opts *o, const struct wpt_range_info *ri)
@@ -129,7 +209,8 @@ static int print_all(const struct opts *o, struct wpt_chain *c)
 	if (err)
 		return err;
 	print_chain(o, &ci);
-	if (!o->json)
+	err = print_sections(o, c);
+	if (!o->json && !err)
 		printf("\nranges\n");
 	for (i = 0; i < ci.nr_ranges && !err; i++) {
 		memset(&ri, 0, sizeof(ri));
@@ -148,7 +229,7 @@ static int print_all(const struct opts *o, struct wpt_chain *c)
 		if (!err)
 			print_link(o, &ci, &li);
 	}
-	return err;
+	return err ? err : print_notes(o, c);
 }
 
 int cmd_info(const struct opts *o)
