@@ -1,0 +1,736 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Workers decide for each page of data whether it is said, and compress those that are stored; what items say without data is decided
+ * at emission, because one such item may cover terabytes and its records are then written as they are found. Emission,
+ * sections and finish have the index to themselves: emission runs one at a time, the others after a drain.
+ *
+ * A page may come twice in a link (it was written again after its first copy). The later batch is then a barrier: the ledger
+ * hears of the two copies in the order in which a reader finds them. Of a batch that has both, all is said and the ledger hears of it
+ * at emission.
+ */
+#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_createCCtx_advanced: compressors never call malloc */
+#include "layer.h"
+#include "layer_dedup.h"
+#include "layer_index.h"
+#include "page.h"
+#include "pipe.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+#include <zstd.h>
+
+_Static_assert(ZSTD_COMPRESSBOUND((size_t)WPT_FMT_FRAME_PAGES * WPT_FMT_PAGE) <= WPT_FMT_FRAME_MAX, "any batch fits a frame");
+
+#define BATCH_BYTES ((size_t)WPT_BATCH_PAGES * WPT_PAGE)
+#define KIND_UNCHANGED 0u
+#define KIND_LEFT_OUT 255u /* zero in a full link */
+
+/* What became of a page of data. */
+struct outcome {
+	uint8_t kind;          /* enum wpt_fmt_kind or one of the above */
+	uint32_t slot;
+	uint64_t frame;
+};
+
+struct job {
+	struct wpt_pipe_job pipe;
+	struct wpt_batch batch;
+	size_t frame_len;
+	uint32_t nr_stored;
+	uint64_t checksum;
+	bool again;            /* the link may have said something of these pages already */
+	bool mixed;            /* so may this very batch */
+	struct outcome outcomes[WPT_BATCH_PAGES];
+	struct wpt_hash hashes[WPT_BATCH_PAGES];
+};
+
+struct section_writer {
+	ZSTD_CCtx *cctx;
+	uint8_t *raw;          /* WPT_FMT_PART_MAX bytes */
+	size_t used;
+	uint32_t index;
+	struct wpt_fmt_section *entry;
+	struct wpt_fmt_hash hash;
+};
+
+struct wpt_layer_writer {
+	struct wpt_layer_params params;
+	struct wpt_fmt_head head;
+	struct wpt_page_key key;
+	struct wpt_pipe *pipe;
+	struct wpt_layer_index index;
+	struct wpt_layer_dedup *dedup;
+	struct job *jobs;
+	uint8_t *data;
+	size_t nr_jobs;
+	ZSTD_CCtx **cctx;      /* one a thread */
+	uint64_t next_addr;    /* end of what was submitted last */
+	bool again;            /* addresses went back: pages may come twice */
+	struct wpt_fmt_counts counts;
+	struct wpt_fmt_section sections[WPT_FMT_SECTIONS_MAX];
+	uint32_t nr_sections;
+	const uint8_t *ranges_digest;
+	struct section_writer section;
+};
+
+/* ---- compressors ---- */
+
+static void *zstd_alloc(void *opaque, size_t size)
+{
+	size_t *p = wpt_vm_alloc(size + 64);
+
+	(void)opaque;
+	if (!p)
+		return NULL;
+	*p = size + 64;
+	return (uint8_t *)p + 64;
+}
+
+static void zstd_free(void *opaque, void *address)
+{
+	size_t *p;
+
+	(void)opaque;
+	if (!address)
+		return;
+	p = (size_t *)((uint8_t *)address - 64);
+	wpt_vm_free(p, *p);
+}
+
+static size_t compress(ZSTD_CCtx *c, void *out, size_t room, const void *data, size_t len)
+{
+	return ZSTD_compress2(c, out, room, data, len);
+}
+
+/* Compressing a full batch once takes all the memory that it will ever need. */
+static int compressor_open(ZSTD_CCtx **out, int level, const void *zeros, void *scratch)
+{
+	const ZSTD_customMem memory = { zstd_alloc, zstd_free, NULL };
+	ZSTD_CCtx *c = ZSTD_createCCtx_advanced(memory);
+	size_t ret;
+
+	if (!c)
+		return -ENOMEM;
+	*out = c;
+	ret = ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, level ? level : 1);
+	if (!ZSTD_isError(ret))
+		ret = ZSTD_CCtx_setParameter(c, ZSTD_c_checksumFlag, 1);
+	if (!ZSTD_isError(ret))
+		ret = compress(c, scratch, WPT_FMT_FRAME_MAX, zeros, BATCH_BYTES);
+	return ZSTD_isError(ret) ? -ENOMEM : 0;
+}
+
+/* ---- pages of data, on worker threads ---- */
+
+static int ledger_says(const struct wpt_layer_writer *w, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash)
+{
+	return w->params.ledger ? wpt_ledger_classify(w->params.ledger, addr, known, hash) : 0;
+}
+
+static int zero_classify(const struct wpt_layer_writer *w, const struct job *job, uint64_t addr, struct outcome *o)
+{
+	int known = job->mixed ? 0 : ledger_says(w, addr, WPT_KNOWN_ZERO, NULL);
+
+	o->kind = known > 0 ? KIND_UNCHANGED : WPT_FMT_ZERO;
+	if (w->head.flags & WPT_FMT_FULL && (known > 0 || (!w->params.ledger && !job->again)))
+		o->kind = KIND_LEFT_OUT;
+	return known < 0 ? known : 0;
+}
+
+static int data_classify(const struct wpt_layer_writer *w, struct job *job, uint32_t i, uint64_t addr, bool torn)
+{
+	const uint8_t *page = job->batch.data + (size_t)i * WPT_PAGE;
+	struct outcome *o = &job->outcomes[i];
+	struct wpt_layer_place place = { job->pipe.order, job->nr_stored };
+	uint64_t oldest;
+	int known = 0;
+
+	if (!torn && wpt_page_is_zero(page))
+		return zero_classify(w, job, addr, o);
+	wpt_page_hash(&w->key, page, job->hashes[i].b);
+	/* What was torn is not known to be in the target at all: the next link has to say what is. */
+	if (!job->mixed)
+		known = ledger_says(w, addr, torn ? WPT_KNOWN_FORCE : WPT_KNOWN_DATA, &job->hashes[i]);
+	if (known < 0)
+		return known;
+	o->kind = torn ? WPT_FMT_TORN : WPT_FMT_DATA;
+	if (known && !torn && !(w->head.flags & WPT_FMT_FULL)) {
+		o->kind = KIND_UNCHANGED;
+		return 0;
+	}
+	oldest = place.frame < WPT_INDEX_RING ? 0 : place.frame - WPT_INDEX_RING + 1;
+	if (!torn && wpt_layer_dedup_find(w->dedup, page, job->hashes[i].b, oldest, &place))
+		o->kind = WPT_FMT_DUPLICATE;
+	else
+		job->nr_stored++;
+	o->frame = place.frame;
+	o->slot = place.slot;
+	return 0;
+}
+
+/* Moves a page that is stored up to its slot. */
+static void page_pack(struct job *job, uint32_t i)
+{
+	const struct outcome *o = &job->outcomes[i];
+	uint8_t *data = job->batch.data;
+
+	if ((o->kind == WPT_FMT_DATA || o->kind == WPT_FMT_TORN) && o->slot != i)
+		memcpy(data + (size_t)o->slot * WPT_PAGE, data + (size_t)i * WPT_PAGE, WPT_PAGE);
+}
+
+static bool item_has_data(const struct wpt_item *item)
+{
+	return item->kind == WPT_ITEM_DATA || item->kind == WPT_ITEM_TORN;
+}
+
+static int work(void *arg, uint32_t thread, struct wpt_pipe_job *pipe_job)
+{
+	struct wpt_layer_writer *w = arg;
+	struct job *job = (struct job *)pipe_job;
+	const struct wpt_batch *b = &job->batch;
+	uint32_t i = 0;
+	size_t len;
+
+	job->nr_stored = 0;
+	job->frame_len = 0;
+	for (uint32_t n = 0; n < b->nr_items; n++) {
+		const struct wpt_item *item = &b->items[n];
+
+		if (!item_has_data(item))
+			continue;
+		for (uint64_t page = 0; page < item->nr_pages; page++, i++) {
+			int ret = data_classify(w, job, i, item->addr + page * WPT_PAGE, item->kind == WPT_ITEM_TORN);
+
+			if (ret < 0)
+				return ret;
+			page_pack(job, i);
+		}
+	}
+	if (job->nr_stored == 0)
+		return 0;
+	len = compress(w->cctx[thread], pipe_job->out, WPT_FMT_FRAME_MAX, b->data, (size_t)job->nr_stored * WPT_PAGE);
+	if (ZSTD_isError(len))
+		return -ENOMEM;
+	job->frame_len = len;
+	job->checksum = wpt_fmt_checksum(pipe_job->out, len);
+	return 0;
+}
+
+/* ---- emission, in order ---- */
+
+static void count(struct wpt_fmt_counts *c, uint32_t kind, uint64_t nr)
+{
+	switch (kind) {
+	case WPT_FMT_DATA:
+		c->data += nr;
+		break;
+	case WPT_FMT_TORN:
+		c->torn += nr;
+		break;
+	case WPT_FMT_DUPLICATE:
+		c->duplicate += nr;
+		break;
+	case WPT_FMT_ZERO:
+	case KIND_LEFT_OUT:
+		c->zero += nr;
+		break;
+	case WPT_FMT_UNREADABLE:
+		c->unreadable += nr;
+		break;
+	case WPT_FMT_GUARD:
+		c->guard += nr;
+		break;
+	default:
+		c->unchanged += nr;
+	}
+}
+
+static int record(struct wpt_layer_writer *w, uint32_t kind, uint64_t addr, uint64_t nr_pages)
+{
+	struct wpt_fmt_run run = { .page = addr >> WPT_PAGE_SHIFT, .nr_pages = nr_pages, .kind = kind };
+
+	if (nr_pages == 0)
+		return 0;
+	count(&w->counts, kind, nr_pages);
+	return wpt_layer_index_run(&w->index, &run, 0);
+}
+
+/* Pages from i on, before `end`, that make one run. */
+static uint32_t run_length(const struct outcome *o, uint32_t i, uint32_t end)
+{
+	uint32_t n = 1;
+
+	while (i + n < end && o[i + n].kind == o[i].kind) {
+		if (o[i].kind != KIND_UNCHANGED && wpt_fmt_has_data(o[i].kind) &&
+		    (o[i + n].frame != o[i].frame || o[i + n].slot != o[i].slot + n))
+			break;
+		n++;
+	}
+	return n;
+}
+
+/* What work() left out for a batch that says two things of a page. */
+static int mixed_classify(struct wpt_layer_writer *w, const struct job *job, uint32_t i, const struct wpt_item *item)
+{
+	for (uint64_t page = 0; page < item->nr_pages; page++, i++) {
+		uint32_t kind = job->outcomes[i].kind;
+		enum wpt_known known = kind == WPT_FMT_TORN ? WPT_KNOWN_FORCE : WPT_KNOWN_DATA;
+		int ret;
+
+		if (!wpt_fmt_has_data(kind))
+			known = WPT_KNOWN_ZERO;
+		ret = ledger_says(w, item->addr + page * WPT_PAGE, known, &job->hashes[i]);
+		if (ret < 0)
+			return ret;
+	}
+	return 0;
+}
+
+static int emit_data(struct wpt_layer_writer *w, const struct job *job, uint32_t i, const struct wpt_item *item)
+{
+	uint32_t end = i + (uint32_t)item->nr_pages;
+	uint64_t page = item->addr >> WPT_PAGE_SHIFT;
+	int ret;
+
+	ret = job->mixed ? mixed_classify(w, job, i, item) : 0;
+	while (i < end && ret == 0) {
+		const struct outcome *o = &job->outcomes[i];
+		uint32_t n = run_length(job->outcomes, i, end);
+		struct wpt_fmt_run run = { page, n, o->kind, 0, o->slot, job->hashes[i].b };
+
+		count(&w->counts, o->kind, n);
+		if (o->kind != KIND_UNCHANGED && o->kind != KIND_LEFT_OUT)
+			ret = wpt_layer_index_run(&w->index, &run, o->frame);
+		page += n;
+		i += n;
+	}
+	return ret;
+}
+
+/* Only pages that the chain knows as something else are said; what has always been zero is not looked at one by one. */
+static int emit_zero(struct wpt_layer_writer *w, const struct job *job, const struct wpt_item *item)
+{
+	struct wpt_ledger *l = w->params.ledger;
+	uint64_t at = item->addr, end = at + item->nr_pages * WPT_PAGE, start = at;
+	enum wpt_known known;
+	int ret = 0;
+
+	if (!l && w->head.flags & WPT_FMT_FULL && !job->again) {
+		count(&w->counts, KIND_LEFT_OUT, item->nr_pages);
+		return 0;
+	}
+	if (!l)
+		return record(w, WPT_FMT_ZERO, at, item->nr_pages);
+	while (ret == 0 && at < end) {
+		uint64_t next = wpt_ledger_next_nonzero(l, at, end, &known);
+
+		if (next != at) {
+			uint32_t kind = w->head.flags & WPT_FMT_FULL ? KIND_LEFT_OUT : KIND_UNCHANGED;
+
+			ret = record(w, WPT_FMT_ZERO, start, (at - start) / WPT_PAGE);
+			count(&w->counts, kind, (next - at) / WPT_PAGE);
+			start = at = next;
+			continue;
+		}
+		ret = wpt_ledger_classify(l, at, WPT_KNOWN_ZERO, NULL);
+		at += WPT_PAGE;
+	}
+	return ret < 0 ? ret : record(w, WPT_FMT_ZERO, start, (at - start) / WPT_PAGE);
+}
+
+static int emit_state(struct wpt_layer_writer *w, const struct wpt_item *item, uint32_t kind, enum wpt_known known)
+{
+	uint64_t at = item->addr, start = at;
+	int ret;
+
+	for (uint64_t i = 0; i < item->nr_pages; i++, at += WPT_PAGE) {
+		int said = ledger_says(w, at, known, NULL);
+
+		if (said < 0)
+			return said;
+		if (!said || w->head.flags & WPT_FMT_FULL)
+			continue;
+		ret = record(w, kind, start, (at - start) / WPT_PAGE);
+		if (ret < 0)
+			return ret;
+		count(&w->counts, KIND_UNCHANGED, 1);
+		start = at + WPT_PAGE;
+	}
+	return record(w, kind, start, (at - start) / WPT_PAGE);
+}
+
+static int emit_item(struct wpt_layer_writer *w, const struct job *job, uint32_t i, const struct wpt_item *item)
+{
+	switch (item->kind) {
+	case WPT_ITEM_DATA:
+	case WPT_ITEM_TORN:
+		return emit_data(w, job, i, item);
+	case WPT_ITEM_ZERO:
+		return emit_zero(w, job, item);
+	case WPT_ITEM_GUARD:
+		return emit_state(w, item, WPT_FMT_GUARD, WPT_KNOWN_GUARD);
+	default:
+		return emit_state(w, item, WPT_FMT_UNREADABLE, WPT_KNOWN_UNREADABLE);
+	}
+}
+
+static int emit(void *arg, struct wpt_pipe_job *pipe_job)
+{
+	struct wpt_layer_writer *w = arg;
+	struct job *job = (struct job *)pipe_job;
+	uint32_t i = 0;
+	int ret = 0;
+
+	if (job->frame_len)
+		ret = wpt_layer_index_data(&w->index, pipe_job->order, pipe_job->out, job->frame_len, job->nr_stored,
+					   job->checksum);
+	for (uint32_t n = 0; n < job->batch.nr_items && ret == 0; n++) {
+		const struct wpt_item *item = &job->batch.items[n];
+
+		ret = emit_item(w, job, i, item);
+		if (item_has_data(item))
+			i += (uint32_t)item->nr_pages;
+	}
+	return ret;
+}
+
+/* ---- open and close ---- */
+
+static int head_write(struct wpt_layer_writer *w)
+{
+	static const uint8_t none[16];
+	const struct wpt_layer_params *p = &w->params;
+	struct wpt_fmt_head *h = &w->head;
+	uint8_t bytes[WPT_FMT_HEAD_MAX];
+
+	h->page_shift = WPT_FMT_PAGE_SHIFT;
+	h->mode = p->mode;
+	h->identity = p->identity;
+	memcpy(h->key, p->key, sizeof(h->key));
+	h->origin = p->origin;
+	if (p->full || memcmp(p->identity.parent_id, none, 16) == 0)
+		h->flags |= WPT_FMT_FULL | WPT_FMT_ORIGIN;
+	if (p->carry_digest)
+		h->flags |= WPT_FMT_MERGED;
+	return wpt_layer_index_block(&w->index, bytes, wpt_fmt_head_encode(h, bytes));
+}
+
+static int jobs_open(struct wpt_layer_writer *w)
+{
+	w->nr_jobs = WPT_MAX((size_t)(w->params.staging_bytes / BATCH_BYTES), (size_t)w->params.nr_threads + 2);
+	w->jobs = wpt_vm_alloc(w->nr_jobs * sizeof(*w->jobs));
+	w->data = wpt_vm_alloc(w->nr_jobs * BATCH_BYTES);
+	if (!w->jobs || !w->data)
+		return -ENOMEM;
+	for (size_t i = w->nr_jobs; i-- > 0;) {
+		w->jobs[i].batch.data = w->data + i * BATCH_BYTES;
+		w->jobs[i].batch.priv = &w->jobs[i];
+		wpt_pipe_add(w->pipe, &w->jobs[i].pipe);
+	}
+	return 0;
+}
+
+static int compressors_open(struct wpt_layer_writer *w)
+{
+	uint8_t *zeros = wpt_vm_alloc(BATCH_BYTES), *scratch = wpt_vm_alloc(WPT_FMT_FRAME_MAX);
+	int ret = -ENOMEM;
+
+	w->cctx = calloc(w->params.nr_threads, sizeof(*w->cctx));
+	if (zeros && scratch && w->cctx)
+		ret = compressor_open(&w->section.cctx, w->params.level, zeros, scratch);
+	for (uint32_t i = 0; i < w->params.nr_threads && ret == 0; i++)
+		ret = compressor_open(&w->cctx[i], w->params.level, zeros, scratch);
+	wpt_vm_free(zeros, BATCH_BYTES);
+	wpt_vm_free(scratch, WPT_FMT_FRAME_MAX);
+	return ret;
+}
+
+int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, const struct wpt_layer_params *params)
+{
+	struct wpt_pipe_params pipe = { 0, WPT_FMT_FRAME_MAX, work, emit, NULL };
+	struct wpt_layer_writer *w;
+	int ret;
+
+	w = wpt_vm_alloc(sizeof(*w));
+	if (!w)
+		return -ENOMEM;
+	w->params = *params;
+	if (w->params.nr_threads == 0)
+		w->params.nr_threads = 1;
+	pipe.nr_threads = w->params.nr_threads;
+	pipe.arg = w;
+	wpt_page_key_init(&w->key, params->key);
+	ret = wpt_layer_index_init(&w->index, sink);
+	if (ret == 0)
+		ret = wpt_layer_dedup_open(&w->dedup);
+	if (ret < 0)
+		goto fail;
+	ret = -ENOMEM;
+	w->section.raw = wpt_vm_alloc(WPT_FMT_PART_MAX);
+	if (!w->section.raw)
+		goto fail;
+	ret = compressors_open(w);
+	if (ret == 0)
+		ret = head_write(w);
+	if (ret == 0)
+		ret = wpt_pipe_open(&w->pipe, &pipe);
+	if (ret == 0)
+		ret = jobs_open(w);
+	if (ret < 0)
+		goto fail;
+	*out = w;
+	return 0;
+fail:
+	wpt_layer_writer_close(w);
+	return ret;
+}
+
+void wpt_layer_writer_close(struct wpt_layer_writer *w)
+{
+	if (!w)
+		return;
+	wpt_pipe_close(w->pipe);
+	if (w->jobs)
+		wpt_vm_free(w->jobs, w->nr_jobs * sizeof(*w->jobs));
+	if (w->data)
+		wpt_vm_free(w->data, w->nr_jobs * BATCH_BYTES);
+	for (uint32_t i = 0; w->cctx && i < w->params.nr_threads; i++)
+		ZSTD_freeCCtx(w->cctx[i]);
+	free(w->cctx);
+	ZSTD_freeCCtx(w->section.cctx);
+	wpt_vm_free(w->section.raw, WPT_FMT_PART_MAX);
+	wpt_layer_dedup_close(w->dedup);
+	wpt_layer_index_free(&w->index);
+	wpt_vm_free(w, sizeof(*w));
+}
+
+/* ---- batches ---- */
+
+int wpt_layer_batch_get(struct wpt_layer_writer *w, struct wpt_batch **out, bool wait)
+{
+	struct wpt_pipe_job *job;
+	int ret;
+
+	ret = wpt_pipe_get(w->pipe, &job, wait);
+	*out = NULL;
+	if (ret < 0 || !job)
+		return ret;
+	*out = &((struct job *)job)->batch;
+	(*out)->nr_pages = 0;
+	(*out)->nr_items = 0;
+	return 0;
+}
+
+/* *mixed: an address lies before one that the batch has already. */
+static bool batch_valid(struct wpt_layer_writer *w, const struct wpt_batch *b, bool *mixed)
+{
+	uint64_t nr_pages = 0;
+
+	if (b->nr_items > WPT_BATCH_ITEMS || b->nr_pages > WPT_BATCH_PAGES)
+		return false;
+	for (uint32_t n = 0; n < b->nr_items; n++) {
+		const struct wpt_item *item = &b->items[n];
+		uint64_t len, end;
+
+		if (item->kind < WPT_ITEM_DATA || item->kind > WPT_ITEM_TORN || item->nr_pages == 0 || item->addr % WPT_PAGE)
+			return false;
+		if (wpt_mul_overflows(item->nr_pages, WPT_PAGE, &len) || wpt_add_overflows(item->addr, len, &end))
+			return false;
+		if (item_has_data(item) && (item->nr_pages > WPT_BATCH_PAGES || (nr_pages += item->nr_pages) > b->nr_pages))
+			return false;
+		if (item->addr < w->next_addr)
+			*mixed = true;
+		w->next_addr = end;
+	}
+	return nr_pages == b->nr_pages;
+}
+
+int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
+{
+	struct job *job = b->priv;
+	bool back = b->nr_items && b->items[0].addr < w->next_addr;
+
+	if (back)
+		w->next_addr = 0;
+	job->mixed = false;
+	if (!batch_valid(w, b, &job->mixed)) {
+		b->nr_items = 0;
+		wpt_pipe_fail(w->pipe, -EINVAL);
+	}
+	w->again |= back || job->mixed;
+	job->again = w->again;
+	return wpt_pipe_submit(w->pipe, &job->pipe, back || job->mixed);
+}
+
+/* ---- sections ---- */
+
+static int part_write(struct wpt_layer_writer *w, bool last)
+{
+	struct section_writer *s = &w->section;
+	uint8_t *block = w->index.block;
+	struct wpt_fmt_part part = { s->entry->type, s->index++, last ? WPT_FMT_PART_LAST : 0, (uint32_t)s->used, s->raw, 0 };
+	size_t len = s->used;
+
+	part.len = part.raw_len;
+	if (s->used > 1)
+		len = compress(s->cctx, block + WPT_FMT_PART_DATA, s->used - 1, s->raw, s->used);
+	if (!ZSTD_isError(len) && len < s->used) {
+		part.flags |= WPT_FMT_PART_ZSTD;
+		part.data = block + WPT_FMT_PART_DATA;
+		part.len = (uint32_t)len;
+	}
+	s->used = 0;
+	return wpt_layer_index_block(&w->index, block, wpt_fmt_part_encode(&part, block));
+}
+
+static int section_begin(struct wpt_layer_writer *w, uint32_t type)
+{
+	struct section_writer *s = &w->section;
+	int ret;
+
+	for (uint32_t i = 0; i < w->nr_sections; i++)
+		if (w->sections[i].type == type)
+			return -EINVAL;
+	if (w->nr_sections == WPT_FMT_SECTIONS_MAX)
+		return -EINVAL;
+	ret = wpt_pipe_drain(w->pipe);
+	if (ret < 0)
+		return ret;
+	s->entry = &w->sections[w->nr_sections];
+	memset(s->entry, 0, sizeof(*s->entry));
+	s->entry->type = type;
+	s->entry->offset = w->index.offset;
+	s->used = 0;
+	s->index = 0;
+	wpt_fmt_hash_init(&s->hash);
+	return 0;
+}
+
+/* A part is written when there is more to come, so that the last one is known as such. */
+static int section_add(struct wpt_layer_writer *w, const void *data, size_t len)
+{
+	struct section_writer *s = &w->section;
+	const uint8_t *p = data;
+
+	wpt_fmt_hash_update(&s->hash, data, len);
+	s->entry->length += len;
+	while (len) {
+		size_t n = WPT_MIN(len, (size_t)WPT_FMT_PART_MAX - s->used);
+		int ret;
+
+		if (n == 0) {
+			ret = part_write(w, false);
+			if (ret < 0)
+				return wpt_pipe_fail(w->pipe, ret);
+			continue;
+		}
+		memcpy(s->raw + s->used, p, n);
+		s->used += n;
+		p += n;
+		len -= n;
+	}
+	return 0;
+}
+
+static int section_end(struct wpt_layer_writer *w)
+{
+	struct section_writer *s = &w->section;
+	int ret;
+
+	ret = part_write(w, true);
+	if (ret < 0)
+		return wpt_pipe_fail(w->pipe, ret);
+	wpt_fmt_hash_final(&s->hash, s->entry->digest);
+	s->entry->stored = w->index.offset - s->entry->offset;
+	w->nr_sections++;
+	return 0;
+}
+
+int wpt_layer_section(struct wpt_layer_writer *w, uint32_t type, const void *data, size_t len)
+{
+	int ret;
+
+	if (type == WPT_FMT_SECTION_RANGES || len > WPT_FMT_SECTION_MAX)
+		return -EINVAL;
+	ret = section_begin(w, type);
+	if (ret == 0)
+		ret = section_add(w, data, len);
+	return ret < 0 ? ret : section_end(w);
+}
+
+static bool ranges_valid(const struct wpt_layer_range *ranges, uint64_t nr)
+{
+	uint64_t end = 0, bytes = 0;
+
+	for (uint64_t i = 0; i < nr; i++) {
+		const struct wpt_layer_range *r = &ranges[i];
+
+		if ((r->start | r->end) % WPT_PAGE || r->start >= r->end || r->start < end)
+			return false;
+		end = r->end;
+		bytes += WPT_FMT_RANGE_MAX - WPT_FMT_NAME_MAX + (r->name ? strnlen(r->name, WPT_FMT_NAME_MAX) : 0);
+		if (bytes > WPT_FMT_SECTION_MAX)
+			return false;
+	}
+	return true;
+}
+
+int wpt_layer_ranges(struct wpt_layer_writer *w, const struct wpt_layer_range *ranges, uint64_t nr)
+{
+	uint8_t bytes[WPT_FMT_RANGE_MAX];
+	int ret;
+
+	if (!ranges_valid(ranges, nr))
+		return -EINVAL;
+	ret = section_begin(w, WPT_FMT_SECTION_RANGES);
+	for (uint64_t i = 0; i < nr && ret == 0; i++) {
+		const struct wpt_layer_range *from = &ranges[i];
+		struct wpt_fmt_range r = { from->start, from->end, from->kind, from->reason, from->name, 0 };
+
+		r.name_len = r.name ? (uint32_t)strnlen(r.name, WPT_FMT_NAME_MAX) : 0;
+		ret = section_add(w, bytes, wpt_fmt_range_encode(&r, bytes));
+	}
+	if (ret == 0)
+		ret = section_end(w);
+	if (ret == 0)
+		w->ranges_digest = w->section.entry->digest;
+	return ret;
+}
+
+/* ---- finish ---- */
+
+int wpt_layer_finish(struct wpt_layer_writer *w, uint64_t time_ns, uint64_t pause_ns, struct wpt_layer_result *result)
+{
+	const struct wpt_fmt_counts *c = &w->counts;
+	struct wpt_fmt_root root = { .time_ns = time_ns, .pause_ns = pause_ns, .nr_sections = w->nr_sections };
+	struct wpt_fmt_trailer trailer = { .sequence = w->params.identity.sequence };
+	uint8_t records[16];
+	int ret;
+
+	ret = wpt_pipe_drain(w->pipe);
+	if (ret < 0)
+		return ret;
+	if (w->head.flags & WPT_FMT_FULL && !w->ranges_digest)
+		return wpt_pipe_fail(w->pipe, -EINVAL);
+	root.counts = *c;
+	memcpy(trailer.chain_id, w->params.identity.chain_id, 16);
+	memcpy(trailer.link_id, w->params.identity.link_id, 16);
+	wpt_fmt_records_final(&w->index.records, records);
+	if (w->params.carry_digest)
+		memcpy(trailer.digest, w->params.digest, 16);
+	else
+		wpt_fmt_identity(&w->head, records, w->ranges_digest, trailer.digest);
+	ret = wpt_layer_index_finish(&w->index, &root, w->sections, &trailer);
+	if (ret < 0)
+		return wpt_pipe_fail(w->pipe, ret);
+	memset(result, 0, sizeof(*result));
+	result->bytes = w->index.offset;
+	memcpy(result->digest, trailer.digest, 16);
+	result->pages_stored = c->data;
+	result->pages_zero = c->zero;
+	result->pages_unchanged = c->unchanged;
+	result->pages_duplicate = c->duplicate;
+	result->pages_unreadable = c->unreadable + c->guard;
+	result->pages_torn = c->torn;
+	return 0;
+}
