@@ -137,11 +137,23 @@ static struct chunk *chunk_find(const struct wpt_ledger *l, uint64_t addr)
 	return chunk_from(l, &index, index + 1);
 }
 
+/* A new chunk is in the list of all before it can be found: whatever is in a chunk is seen by commit and rollback. */
+static struct chunk *chunk_alloc(struct wpt_ledger *l)
+{
+	struct chunk *chunk = slab_alloc(l, sizeof(*chunk));
+
+	if (!chunk)
+		return NULL;
+	chunk->next = atomic_load(&l->all);
+	while (!atomic_compare_exchange_weak(&l->all, &chunk->next, chunk))
+		;
+	return chunk;
+}
+
 static struct chunk *chunk_get(struct wpt_ledger *l, uint64_t addr)
 {
 	uint64_t index = addr >> CHUNK_SHIFT;
 	struct node *node = &l->root;
-	struct chunk *chunk;
 	_Atomic(void *) *slot;
 	void *p, *fresh;
 	int level;
@@ -152,18 +164,12 @@ static struct chunk *chunk_get(struct wpt_ledger *l, uint64_t addr)
 		slot = &node->slot[level_index(index, level)];
 		p = atomic_load_explicit(slot, memory_order_acquire);
 		if (!p) {
-			fresh = slab_alloc(l, level == LEVELS - 1 ? sizeof(struct chunk) : sizeof(struct node));
+			fresh = level == LEVELS - 1 ? (void *)chunk_alloc(l) : slab_alloc(l, sizeof(struct node));
 			if (!fresh)
 				return NULL;
-			if (atomic_compare_exchange_strong(slot, &p, fresh)) {
+			/* Who loses leaves a few unused bytes in the slab. */
+			if (atomic_compare_exchange_strong(slot, &p, fresh))
 				p = fresh;
-				if (level == LEVELS - 1) {
-					chunk = p;
-					chunk->next = atomic_load(&l->all);
-					while (!atomic_compare_exchange_weak(&l->all, &chunk->next, chunk))
-						;
-				}
-			} /* else the loser's few bytes stay unused in the slab */
 		}
 		if (level == LEVELS - 1)
 			return p;
