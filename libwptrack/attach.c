@@ -12,6 +12,7 @@
  *   would do that, and the program would see the number.
  * - Signals are blocked in the thread meanwhile, so that no handler runs on our registers; they stay pending and are delivered later.
  *   SIGSTOP, which can't be blocked, is let through: the group stops, our thread goes on, and stops with the others when it is released.
+ * - A call that the stop ended with EINTR, which no signal explains, is restarted where that is the same (restart.h).
  * - A thread inside a restartable sequence (rseq) is moved to the sequence's abort address: the kernel can't see that it was interrupted.
  * - A seccomp filter is suspended, or nothing is touched.
  *
@@ -29,6 +30,7 @@
 #include <sys/wait.h>
 
 #include "proc.h"
+#include "restart.h"
 #include "sys.h"
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -292,6 +294,7 @@ static int with_stopped(struct inject *in, pid_t tid)
 	if (rc)
 		return rc;
 	leave_rseq(in, tid, &saved);
+	wpt_restart_fix(&saved);
 	rc = make_uffd(in, tid, &saved);
 	if (rc == -WPT_E_GONE)
 		return rc;

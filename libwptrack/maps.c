@@ -12,8 +12,7 @@
 #define MFD_HUGETLB 0x0004U
 #endif
 
-/* Room for `bytes` more at the end of a vector of bytes. */
-static char *reserve(struct wpt_vec *v, size_t bytes)
+char *wpt_vec_reserve(struct wpt_vec *v, size_t bytes)
 {
 	size_t want = v->bytes ? v->bytes : 65536;
 	void *data;
@@ -37,7 +36,7 @@ static int append_file(struct wpt_vec *v, int fd)
 	char *p;
 
 	for (;;) {
-		p = reserve(v, 32768);
+		p = wpt_vec_reserve(v, 32768);
 		if (!p)
 			return -ENOMEM;
 		n = pread(fd, p, 32767, pos);
@@ -134,7 +133,7 @@ static void learn_mounts(struct wpt_target *t)
 	fd = openat(t->proc, "mountinfo", O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
 		return;
-	if (!append_file(&text, fd) && reserve(&text, 1)) {
+	if (!append_file(&text, fd) && wpt_vec_reserve(&text, 1)) {
 		((char *)text.data)[text.count] = 0;
 		for (p = text.data; p && *p; p = strchr(p, '\n'), p = p ? p + 1 : NULL)
 			learn_mount(t, p);
@@ -214,7 +213,7 @@ static int parse(struct wpt_target *t, struct wpt_maps *m)
 		} else {
 			size_t from = (size_t)(name - text);
 
-			dst = reserve(&m->text, len + 1);
+			dst = wpt_vec_reserve(&m->text, len + 1);
 			if (!dst)
 				return -ENOMEM;
 			memcpy(dst, (char *)m->text.data + from, len);
@@ -246,7 +245,7 @@ int wpt_target_maps(struct wpt_target *t, struct wpt_maps *m)
 	m->raw_len = m->text.count;
 	if (!m->raw_len)
 		return -WPT_E_GONE;
-	nul = reserve(&m->text, 1);
+	nul = wpt_vec_reserve(&m->text, 1);
 	if (!nul)
 		return -ENOMEM;
 	*nul = 0;

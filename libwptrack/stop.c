@@ -24,10 +24,33 @@
 #include <sys/wait.h>
 
 #include "proc.h"
+#include "restart.h"
 #include "sys.h"
 
 enum { IDLE, ASKED, ANSWERED };
 enum command { STOP, REGISTERS, RELEASE };
+
+#if defined(__x86_64__)
+#define MACHINE EM_X86_64
+#elif defined(__i386__)
+#define MACHINE EM_386
+#elif defined(__aarch64__)
+#define MACHINE EM_AARCH64
+#elif defined(__s390__)
+#define MACHINE EM_S390
+#elif defined(__powerpc64__)
+#define MACHINE EM_PPC64
+#elif defined(__riscv)
+#define MACHINE EM_RISCV
+#elif defined(__arm__)
+#define MACHINE EM_ARM
+#else
+#define MACHINE EM_NONE
+#endif
+
+#ifndef NT_FPREGSET
+#define NT_FPREGSET NT_PRFPREG
+#endif
 
 #define STACK_BYTES 131072
 #define POLL_NS 5000000
@@ -55,8 +78,9 @@ struct wpt_stop {
 	uint64_t deadline, started;
 	struct wpt_vec processes;
 	struct wpt_vec threads;
+	struct wpt_vec others; /* pid_t, ascending as in /proc: processes known not to share the memory */
 	struct wpt_vec *registers;
-	size_t hint;
+	size_t hint, other;
 	bool found;
 	char *stack;
 };
@@ -244,12 +268,38 @@ static pid_t stopped_thread(struct wpt_stop *s)
 	return 0;
 }
 
+/* Before anything is stopped. Only a new process, with a new pid, can come to share the memory later. */
+static int note_other(void *arg, uint64_t number)
+{
+	struct wpt_stop *s = arg;
+	pid_t *other;
+	long rc = wpt_sys(SYS_kcmp, s->target->vm_tid, (long)number, WPT_KCMP_VM, 0, 0);
+
+	if (rc <= 0 && rc != -EPERM)
+		return 0;
+	other = wpt_vec_push(&s->others);
+	if (!other)
+		return -ENOMEM;
+	*other = (pid_t)number;
+	return 0;
+}
+
+static bool is_other(struct wpt_stop *s, pid_t pid)
+{
+	while (s->other < s->others.count && *wpt_vec_at(&s->others, pid_t, s->other) < pid)
+		s->other++;
+	return s->other < s->others.count && *wpt_vec_at(&s->others, pid_t, s->other) == pid;
+}
+
 static int check_sharer(void *arg, uint64_t number)
 {
 	struct wpt_stop *s = arg;
-	pid_t pid = (pid_t)number, tid = stopped_thread(s);
+	pid_t pid = (pid_t)number, tid;
 	size_t i;
 
+	if (is_other(s, pid))
+		return 0;
+	tid = stopped_thread(s);
 	if (!tid)
 		return -WPT_E_GONE;
 	for (i = 0; i < s->processes.count; i++)
@@ -274,11 +324,13 @@ static int stop_all(struct wpt_stop *s)
 	proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (proc < 0)
 		return proc;
+	rc = wpt_proc_numbers(proc, note_other, s);
 	s->started = wpt_now_ns();
 	do {
 		for (; !rc && done < s->processes.count; done++)
 			rc = stop_process(s, done);
 		s->found = false;
+		s->other = 0;
 		if (!rc)
 			rc = wpt_proc_numbers(proc, check_sharer, s);
 	} while (!rc && s->found);
@@ -294,14 +346,98 @@ static void release_all(struct wpt_stop *s)
 
 	for (i = 0; i < s->threads.count; i++) {
 		th = thread_at(s, i);
-		if (th->stopped)
-			wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
+		if (!th->stopped)
+			continue;
+		if (!th->signal)
+			wpt_restart_thread(th->tid);
+		wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
 	}
 }
 
+static bool put(struct wpt_vec *v, const void *data, size_t len)
+{
+	char *p = wpt_vec_reserve(v, len);
+
+	if (!p)
+		return false;
+	memcpy(p, data, len);
+	v->count += len;
+	return true;
+}
+
+static bool put_u32(struct wpt_vec *v, uint32_t x)
+{
+	uint8_t b[4] = { (uint8_t)x, (uint8_t)(x >> 8), (uint8_t)(x >> 16), (uint8_t)(x >> 24) };
+
+	return put(v, b, sizeof(b));
+}
+
+static void set_u32(struct wpt_vec *v, size_t pos, uint32_t x)
+{
+	size_t end = v->count;
+
+	v->count = pos;
+	put_u32(v, x);
+	v->count = end;
+}
+
+/* The sets of one thread that the machine has. Returns 0, or 1 if the thread is not there any more. */
+static int read_thread(struct wpt_vec *v, pid_t tid)
+{
+	static const uint32_t sets[] = { NT_PRSTATUS, NT_FPREGSET, NT_X86_XSTATE };
+	size_t count_at, i, room = 65536;
+	uint32_t nr = 0;
+	struct iovec iov;
+	char *p;
+
+	if (!put_u32(v, (uint32_t)tid) || !put_u32(v, 0))
+		return -ENOMEM;
+	count_at = v->count - 4;
+	for (i = 0; i < WPT_ARRAY_SIZE(sets); i++) {
+		p = wpt_vec_reserve(v, room + 8);
+		if (!p)
+			return -ENOMEM;
+		iov.iov_base = p + 8;
+		iov.iov_len = room;
+		if (wpt_sys(SYS_ptrace, PTRACE_GETREGSET, tid, sets[i], &iov))
+			continue;
+		put_u32(v, sets[i]);
+		put_u32(v, (uint32_t)iov.iov_len);
+		v->count += iov.iov_len;
+		nr++;
+	}
+	set_u32(v, count_at, nr);
+	return nr ? 0 : 1;
+}
+
+/*
+ * u32 e_machine as in ELF, u32 number of threads; per thread u32 tid, u32 number of sets; per set u32 type (NT_* of elf.h), u32 length
+ * and the bytes that PTRACE_GETREGSET gives.
+ */
 static int read_registers(struct wpt_stop *s)
 {
-	(void)s;
+	struct wpt_vec *v = s->registers;
+	size_t start = v->count, before, i;
+	uint32_t nr = 0;
+	int rc = 0;
+
+	if (!put_u32(v, MACHINE) || !put_u32(v, 0))
+		return -ENOMEM;
+	for (i = 0; i < s->threads.count && rc >= 0; i++) {
+		if (!thread_at(s, i)->stopped || thread_at(s, i)->pid != s->target->pid)
+			continue;
+		before = v->count;
+		rc = read_thread(v, thread_at(s, i)->tid);
+		if (rc)
+			v->count = before;
+		else
+			nr++;
+	}
+	if (rc < 0) {
+		v->count = start;
+		return rc;
+	}
+	set_u32(v, start + 4, nr);
 	return 0;
 }
 
@@ -388,6 +524,7 @@ static void forget(struct wpt_stop *s)
 		wpt_sys(SYS_close, process_at(s, i)->task);
 	wpt_vec_clear(&s->processes);
 	wpt_vec_clear(&s->threads);
+	wpt_vec_clear(&s->others);
 	atomic_store(&s->state, IDLE);
 }
 
@@ -404,6 +541,7 @@ static int stop_new(struct wpt_target *t)
 	}
 	s->processes.elem_size = sizeof(struct process);
 	s->threads.elem_size = sizeof(struct thread);
+	s->others.elem_size = sizeof(pid_t);
 	s->target = t;
 	t->stop = s;
 	return 0;
@@ -415,6 +553,7 @@ void wpt_stop_free(struct wpt_stop *s)
 		return;
 	wpt_vec_free(&s->processes);
 	wpt_vec_free(&s->threads);
+	wpt_vec_free(&s->others);
 	wpt_vm_free(s->stack, STACK_BYTES);
 	wpt_vm_free(s, sizeof(*s));
 }

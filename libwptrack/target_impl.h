@@ -58,6 +58,9 @@ int wpt_target_check(const struct wpt_target *t);
 /* pread() of the target's memory: 0 when that memory is gone. */
 ssize_t wpt_mem_pread(int mem, void *buf, size_t len, uint64_t addr);
 
+/* Room for `bytes` more at the end of a vector of bytes: where they go, or NULL. The count stays. */
+char *wpt_vec_reserve(struct wpt_vec *v, size_t bytes);
+
 void wpt_stop_free(struct wpt_stop *s);
 /* The stop ended early: whoever held the threads was killed. Any thread. */
 bool wpt_stop_lost(struct wpt_stop *s);

@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Who may change the target's memory without a fault in it: other processes that have its files mapped or open, system calls on those
+ * files, and devices or io_uring, which write to pinned pages.
+ *
+ * Every doubt counts against: a process that can't be looked at, a list that could not be read whole.
+ */
+#include "target_impl.h"
+
+#include <limits.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+
+#include "proc.h"
+#include "sys.h"
+
+#define BUF_BYTES 65536
+#define URING_TRIES 200
+#define HUGE_BYTES (UINT64_C(2) << 20) /* a huge page is counted whole */
+
+struct look {
+	struct wpt_target *t;
+	struct wpt_file_use *files;
+	bool *private_file; /* per file: it has no name, so that only a descriptor leads to it */
+	size_t nr;
+	char *buf;
+	pid_t pid, kcmp_tid;
+	bool own;           /* the target itself is looked at */
+	int proc, task, map_files;
+	uint64_t uids[4];   /* of the target */
+};
+
+static struct wpt_file_use *find_file(struct look *l, uint64_t dev_major, uint64_t dev_minor, uint64_t inode)
+{
+	size_t i;
+
+	for (i = 0; i < l->nr; i++)
+		if (l->files[i].inode == inode && major(l->files[i].dev) == dev_major && minor(l->files[i].dev) == dev_minor)
+			return &l->files[i];
+	return NULL;
+}
+
+static bool is_denied(int rc)
+{
+	return rc == -EACCES || rc == -EPERM;
+}
+
+/* ---- descriptors ---- */
+
+struct fds {
+	struct look *l;
+	int dir;
+};
+
+/* The link's own mode says how the descriptor was opened. No file system is asked: a dead server must not hang us. */
+static int look_fd(void *arg, uint64_t number)
+{
+	struct fds *f = arg;
+	struct wpt_file_use *file;
+	struct statx link, stx;
+	char path[64];
+
+	wpt_proc_path(path, "", number, "");
+	if (wpt_sys(SYS_statx, f->dir, path, AT_SYMLINK_NOFOLLOW, STATX_MODE, &link))
+		return 0;
+	if (!(link.stx_mode & S_IWUSR) && !f->l->own)
+		return 0;
+	if (wpt_sys(SYS_statx, f->dir, path, AT_STATX_DONT_SYNC, STATX_INO | STATX_NLINK, &stx))
+		return 0;
+	file = find_file(f->l, stx.stx_dev_major, stx.stx_dev_minor, stx.stx_ino);
+	if (!file)
+		return 0;
+	if (f->l->own)
+		f->l->private_file[file - f->l->files] = stx.stx_nlink == 0;
+	if (!(link.stx_mode & S_IWUSR))
+		return 0;
+	if (f->l->own)
+		file->own_writable_fd = true;
+	else
+		file->other_writer = true;
+	return 0;
+}
+
+static int look_fds(struct look *l, int task, const char *path)
+{
+	struct fds f = { l, -1 };
+	int rc;
+
+	f.dir = (int)wpt_sys(SYS_openat, task, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (f.dir < 0)
+		return f.dir;
+	rc = wpt_proc_numbers(f.dir, look_fd, &f);
+	wpt_sys(SYS_close, f.dir);
+	return rc;
+}
+
+/* ---- mappings ---- */
+
+/* A mapping that is read-only now can be made writable if its file was opened for writing, which the link in map_files tells. */
+static bool may_become_writable(struct look *l, const char *line, size_t range_len)
+{
+	char path[64 + 10] = "map_files/";
+	struct statx link;
+
+	if (range_len >= 64)
+		return true;
+	memcpy(path + 10, line, range_len);
+	path[10 + range_len] = 0;
+	return wpt_sys(SYS_statx, l->proc, path, AT_SYMLINK_NOFOLLOW, STATX_MODE, &link) || (link.stx_mode & S_IWUSR);
+}
+
+static void look_mapping(struct look *l, const char *line)
+{
+	const char *p = line, *perms;
+	struct wpt_file_use *file;
+	uint64_t dev_major, dev_minor;
+	size_t range_len;
+
+	wpt_parse_hex(&p);
+	p++;
+	wpt_parse_hex(&p);
+	range_len = (size_t)(p - line);
+	perms = ++p;
+	if (perms[3] != 's')
+		return;
+	p += 5;
+	wpt_parse_hex(&p);
+	p++;
+	dev_major = wpt_parse_hex(&p);
+	p++;
+	dev_minor = wpt_parse_hex(&p);
+	p++;
+	file = find_file(l, dev_major, dev_minor, wpt_parse_dec(&p));
+	if (file && !file->other_writer && (perms[1] == 'w' || may_become_writable(l, line, range_len)))
+		file->other_writer = true;
+}
+
+/* Lines are read in pieces; the buffer holds many times the longest. */
+static int look_maps(struct look *l, int task, const char *path)
+{
+	size_t have = 0;
+	char *line, *end;
+	long n;
+	int fd;
+
+	fd = (int)wpt_sys(SYS_openat, task, path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return fd;
+	while ((n = wpt_sys(SYS_read, fd, l->buf + have, BUF_BYTES - 1 - have)) > 0) {
+		have += (size_t)n;
+		l->buf[have] = 0;
+		for (line = l->buf; (end = strchr(line, '\n')); line = end + 1)
+			look_mapping(l, line);
+		have -= (size_t)(line - l->buf);
+		memmove(l->buf, line, have);
+	}
+	wpt_sys(SYS_close, fd);
+	return (int)n;
+}
+
+/* ---- processes ---- */
+
+/* "Uid: real effective saved file-system" */
+static int read_uids(int proc, char *buf, uint64_t uids[4])
+{
+	const char *p;
+	ssize_t n;
+	int i;
+
+	n = wpt_proc_read(proc, "status", buf, BUF_BYTES);
+	if (n < 0)
+		return (int)n;
+	p = strstr(buf, "\nUid:");
+	if (!p)
+		return -EIO;
+	p += 5;
+	for (i = 0; i < 4; i++) {
+		while (*p == '\t' || *p == ' ')
+			p++;
+		uids[i] = wpt_parse_dec(&p);
+	}
+	return 0;
+}
+
+/* A file without a name is reached through a descriptor only, which processes of the same user and of root can get or inherit. */
+static void cannot_look(struct look *l)
+{
+	bool related = true;
+	uint64_t uids[4];
+	size_t i, j;
+
+	if (!read_uids(l->proc, l->buf, uids)) {
+		related = false;
+		for (i = 0; i < 4; i++)
+			for (j = 0; j < 4; j++)
+				related |= uids[i] == 0 || uids[i] == l->uids[j];
+	}
+	for (i = 0; i < l->nr; i++)
+		if (related || !l->private_file[i])
+			l->files[i].uninspectable = true;
+}
+
+struct threads {
+	struct look *l;
+	pid_t first; /* a thread that was looked at */
+	int denied;
+};
+
+/* Threads share mappings, and mostly also descriptors. */
+static int look_thread(void *arg, uint64_t number)
+{
+	struct threads *th = arg;
+	struct look *l = th->l;
+	struct wpt_proc_stat st;
+	char path[64];
+	int rc;
+
+	if (th->first && wpt_sys(SYS_kcmp, th->first, (long)number, WPT_KCMP_FILES, 0, 0) == 0)
+		return 0;
+	if (wpt_proc_stat(l->task, wpt_proc_path(path, "", number, "/stat"), &st) || st.state == 'Z' || st.state == 'X')
+		return 0;
+	rc = look_fds(l, l->task, wpt_proc_path(path, "", number, "/fd"));
+	if (is_denied(rc)) {
+		th->denied = rc;
+		return 1;
+	}
+	if (!th->first && !l->own) {
+		rc = look_maps(l, l->task, wpt_proc_path(path, "", number, "/maps"));
+		if (is_denied(rc)) {
+			th->denied = rc;
+			return 1;
+		}
+	}
+	th->first = (pid_t)number;
+	return 0;
+}
+
+static int look_process(void *arg, uint64_t number)
+{
+	struct look *l = arg;
+	struct threads th = { l, 0, 0 };
+	struct wpt_proc_stat st;
+
+	l->pid = (pid_t)number;
+	l->own = l->pid == l->t->pid;
+	if (!l->own && wpt_sys(SYS_kcmp, l->t->vm_tid, (long)number, WPT_KCMP_VM, 0, 0) == 0)
+		return 0;
+	l->proc = l->own ? l->t->proc : wpt_proc_open(l->pid);
+	if (l->proc < 0)
+		return 0;
+	if (!wpt_proc_stat(l->proc, "stat", &st) && !(st.flags & 0x00200000 /* PF_KTHREAD */)) {
+		l->task = (int)wpt_sys(SYS_openat, l->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (l->task >= 0)
+			wpt_proc_numbers(l->task, look_thread, &th);
+		if (th.denied || is_denied(l->task))
+			cannot_look(l);
+		wpt_fd_close(&l->task);
+	}
+	if (!l->own)
+		wpt_fd_close(&l->proc);
+	return 0;
+}
+
+/* Mounted with hidepid, /proc shows other users' processes to nobody but root. */
+static bool hides_processes(int proc)
+{
+	struct statx stx;
+
+	return wpt_sys(SYS_statx, proc, "1", 0, STATX_INO, &stx) != 0;
+}
+
+int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t nr)
+{
+	struct look l = { .t = t, .files = files, .nr = nr };
+	size_t i, bytes = BUF_BYTES + nr;
+	int proc, rc;
+
+	rc = wpt_target_check(t);
+	if (rc || !nr)
+		return rc;
+	l.buf = wpt_vm_alloc(bytes);
+	if (!l.buf)
+		return -ENOMEM;
+	l.private_file = (bool *)l.buf + BUF_BYTES;
+	for (i = 0; i < nr; i++)
+		files[i].other_writer = files[i].own_writable_fd = files[i].uninspectable = false;
+	rc = proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (rc >= 0)
+		rc = read_uids(t->proc, l.buf, l.uids);
+	if (rc == -ENOENT || rc == -ESRCH)
+		rc = -WPT_E_GONE;
+	if (rc >= 0) {
+		/* The target first: it knows which files have no name. */
+		look_process(&l, (uint64_t)t->pid);
+		rc = wpt_proc_numbers(proc, look_process, &l);
+		for (i = 0; i < nr && hides_processes(proc); i++)
+			files[i].uninspectable = true;
+	}
+	if (proc >= 0)
+		wpt_sys(SYS_close, proc);
+	wpt_vm_free(l.buf, bytes);
+	return rc < 0 ? rc : 0;
+}
+
+/* ---- pinned memory ---- */
+
+struct pinned {
+	struct wpt_vec *pieces;
+	int fd_dir, info_dir;
+	char *buf;
+	uint64_t bytes; /* that the kernel may count as pinned for what was found */
+	bool loud;
+};
+
+static const char *next_line(const char *p)
+{
+	p = strchr(p, '\n');
+	return p ? p + 1 : NULL;
+}
+
+/*
+ * "UserBufs: N", and N lines "INDEX: 0xADDRESS/LENGTH" or "INDEX: <none>". The kernel leaves lines out when the ring is busy. Returns 0, or
+ * -EAGAIN, with nothing appended then.
+ */
+static int parse_uring(struct pinned *pin)
+{
+	size_t count = pin->pieces->count;
+	uint64_t nr, i, addr, end, bytes = 0, page = (uint64_t)sysconf(_SC_PAGESIZE);
+	struct wpt_piece *piece;
+	const char *p;
+
+	p = strstr(pin->buf, "UserBufs:");
+	if (!p)
+		return -EAGAIN;
+	p += strlen("UserBufs:");
+	while (*p == '\t' || *p == ' ')
+		p++;
+	nr = wpt_parse_dec(&p);
+	for (i = 0; i < nr; i++) {
+		const char *q = p = next_line(p);
+
+		while (q && *q == ' ')
+			q++;
+		if (!q || *q < '0' || *q > '9')
+			break;
+		wpt_parse_dec(&q);
+		if (strncmp(q, ": 0x", 4)) {
+			if (strncmp(q, ": <none>", 8))
+				break;
+			continue;
+		}
+		q += 4;
+		piece = wpt_vec_push(pin->pieces);
+		if (!piece)
+			return -ENOMEM;
+		addr = wpt_parse_hex(&q);
+		if (*q++ != '/')
+			break;
+		end = addr + wpt_parse_dec(&q);
+		piece->addr = WPT_ALIGN_DOWN(addr, page);
+		piece->len = WPT_ALIGN_UP(end, page) - piece->addr;
+		bytes += WPT_ALIGN_UP(end, HUGE_BYTES) - WPT_ALIGN_DOWN(addr, HUGE_BYTES);
+	}
+	if (i == nr) {
+		pin->bytes += bytes;
+		return 0;
+	}
+	pin->pieces->count = count;
+	return -EAGAIN;
+}
+
+static int look_uring(struct pinned *pin, uint64_t fd)
+{
+	struct timespec ts = { 0, 50000 };
+	char path[64];
+	ssize_t n;
+	int i, rc = 0;
+
+	for (i = 0; i < URING_TRIES; i++) {
+		n = wpt_proc_read(pin->info_dir, wpt_proc_path(path, "", fd, ""), pin->buf, BUF_BYTES * 16);
+		if (n < 0)
+			return 0; /* closed meanwhile */
+		rc = parse_uring(pin);
+		if (rc != -EAGAIN)
+			return rc;
+		wpt_sys(SYS_nanosleep, &ts, NULL);
+	}
+	pin->loud = true;
+	return 0;
+}
+
+static bool starts_with(const char *s, const char *prefix)
+{
+	return !strncmp(s, prefix, strlen(prefix));
+}
+
+static int look_pinned(void *arg, uint64_t fd)
+{
+	struct pinned *pin = arg;
+	char path[64], link[256];
+	long n;
+
+	n = wpt_sys(SYS_readlinkat, pin->fd_dir, wpt_proc_path(path, "", fd, ""), link, sizeof(link) - 1);
+	if (n < 0)
+		return 0;
+	link[n] = 0;
+	if (starts_with(link, "anon_inode:[io_uring]"))
+		return look_uring(pin, fd);
+	if (starts_with(link, "/dev/vfio/") || starts_with(link, "anon_inode:[vfio") || starts_with(link, "/dev/infiniband/") ||
+	    starts_with(link, "/dev/iommu") || starts_with(link, "/dev/vhost-vdpa"))
+		pin->loud = true;
+	return 0;
+}
+
+/* What the kernel counts as pinned beyond the buffers found belongs to somebody that was not found: RDMA, a ring without descriptor. */
+static void compare_count(struct wpt_target *t, struct pinned *pin)
+{
+	const char *p;
+
+	if (wpt_proc_read(t->proc, "status", pin->buf, BUF_BYTES) < 0)
+		return;
+	p = strstr(pin->buf, "\nVmPin:");
+	if (!p)
+		return;
+	p += strlen("\nVmPin:");
+	while (*p == '\t' || *p == ' ')
+		p++;
+	if (wpt_parse_dec(&p) * 1024 > pin->bytes)
+		pin->loud = true;
+}
+
+int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
+{
+	struct pinned pin = { .pieces = pieces };
+	int rc;
+
+	rc = wpt_target_check(t);
+	if (rc)
+		return rc;
+	pin.buf = wpt_vm_alloc(BUF_BYTES * 16);
+	pin.fd_dir = (int)wpt_sys(SYS_openat, t->proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	pin.info_dir = (int)wpt_sys(SYS_openat, t->proc, "fdinfo", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (!pin.buf)
+		rc = -ENOMEM;
+	else if (pin.fd_dir < 0 || pin.info_dir < 0)
+		rc = WPT_MIN(pin.fd_dir, pin.info_dir);
+	else
+		rc = wpt_proc_numbers(pin.fd_dir, look_pinned, &pin);
+	if (!rc)
+		compare_count(t, &pin);
+	wpt_fd_close(&pin.fd_dir);
+	wpt_fd_close(&pin.info_dir);
+	wpt_vm_free(pin.buf, BUF_BYTES * 16);
+	*loud = pin.loud;
+	return rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
+}
+
+/* ---- system calls on files ---- */
+
+int wpt_target_watch(struct wpt_target *t, int fd)
+{
+	char path[64];
+	int rc;
+
+	rc = wpt_target_check(t);
+	if (rc)
+		return rc;
+	if (t->inotify < 0)
+		t->inotify = (int)wpt_sys(SYS_inotify_init1, IN_CLOEXEC | IN_NONBLOCK);
+	if (t->inotify < 0)
+		return t->inotify;
+	return (int)wpt_sys(SYS_inotify_add_watch, t->inotify, wpt_proc_path(path, "/proc/self/fd/", (uint64_t)fd, ""), IN_MODIFY);
+}
+
+/* A watch that the kernel removed (the file is gone) counts as a change: nothing is known of the file from then on. */
+int wpt_target_poll(struct wpt_target *t, void (*changed)(void *arg, int watch), void *arg)
+{
+	char buf[4096] __attribute__((aligned(8)));
+	const struct inotify_event *e;
+	long n, off;
+	int rc;
+
+	rc = wpt_target_check(t);
+	if (rc || t->inotify < 0)
+		return rc;
+	for (;;) {
+		n = wpt_sys(SYS_read, t->inotify, buf, sizeof(buf));
+		if (n == -EINTR)
+			continue;
+		if (n <= 0)
+			return n == -EAGAIN ? 0 : (int)n;
+		for (off = 0; off < n; off += (long)(sizeof(*e) + e->len)) {
+			e = (const struct inotify_event *)(buf + off);
+			changed(arg, e->mask & IN_Q_OVERFLOW ? -1 : e->wd);
+		}
+	}
+}
