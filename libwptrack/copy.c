@@ -399,6 +399,9 @@ static int copy_anon(struct wpt_copy *c)
 			c->swapped_in += c->pages_dirty - before;
 		at = run.end;
 	}
+	/* A kernel that can't tell (a reported area is tracked without its help): everything may be there. */
+	if (!err && got == -ENOTTY)
+		return for_candidates(c, at, a->end, add_mapped);
 	if (!err)
 		err = got < 0 ? got : add_zero(c, at, a->end);
 	return err;

@@ -4,26 +4,13 @@
  * dirty for it, and what makes an area unknown. A look never forgets: what it takes from the kernel goes to the ledger or to the
  * unknown spans, where it stays until a link that holds it is durable.
  */
-#include "tracker.h"
+#include "look.h"
 
-#include <fcntl.h>
-#include <linux/magic.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <sys/vfs.h>
-#include <unistd.h>
 #include <urcu-bp.h>
 
 #define ARM_SLICE ((uint64_t)16 << 20)
 #define SCAN_SLICE ((uint64_t)1 << 30)
 #define DISARM_SLICE ((uint64_t)64 << 20)
-
-struct look {
-	struct wpt_tracker *t;
-	struct wpt_plan *old, *plan;
-	bool stopped;
-	bool unsettled;   /* a mapping changed under the look */
-};
 
 /* ---- plan ---- */
 
@@ -72,7 +59,7 @@ static int text_add(struct wpt_vec *text, const char *s, size_t *offset)
 	return 0;
 }
 
-static int unknown_add(struct wpt_tracker *t, uint64_t start, uint64_t end)
+int wpt_look_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end)
 {
 	struct wpt_span *span;
 	size_t i;
@@ -102,66 +89,6 @@ bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_
 	return false;
 }
 
-/* ---- files ---- */
-
-static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode)
-{
-	size_t i;
-
-	for (i = 0; i < t->files.count; i++)
-		if (wpt_vec_at(&t->files, struct wpt_file, i)->dev == dev && wpt_vec_at(&t->files, struct wpt_file, i)->inode == inode)
-			return (int)i;
-	return -1;
-}
-
-/* The mapping's file in the table, opened at its first appearance; -1 if it can't be had. */
-static int file_get(struct wpt_tracker *t, const struct wpt_map *map)
-{
-	uint64_t dev = makedev(map->dev_major, map->dev_minor);
-	struct wpt_file *file;
-	struct statfs fs;
-	struct stat st;
-	int index, fd;
-
-	if (!map->inode)
-		return -1;
-	index = file_find(t, dev, map->inode);
-	if (index >= 0)
-		return index;
-	fd = wpt_target_open_file(t->target, map, &t->maps);
-	if (fd < 0)
-		return -1;
-	file = fstat(fd, &st) == 0 ? wpt_vec_push(&t->files) : NULL;
-	if (!file) {
-		close(fd);
-		return -1;
-	}
-	file->dev = dev;
-	file->inode = map->inode;
-	file->fd = fd;
-	file->regular = S_ISREG(st.st_mode);
-	file->tmpfs = fstatfs(fd, &fs) == 0 && (unsigned long)fs.f_type == TMPFS_MAGIC;
-	file->use.dev = st.st_dev;
-	file->use.inode = st.st_ino;
-	file->changed = false;
-	if (file->regular) {
-		file->watch = wpt_target_watch(t->target, fd);
-		if (file->watch < 0) /* nothing would tell of pwrite(2): look as if it had happened, at every link */
-			file->use.uninspectable = true;
-	}
-	return (int)t->files.count - 1;
-}
-
-static void file_changed(void *arg, int watch)
-{
-	struct wpt_tracker *t = arg;
-	size_t i;
-
-	for (i = 0; i < t->files.count; i++)
-		if (watch == -1 || wpt_vec_at(&t->files, struct wpt_file, i)->watch == watch)
-			wpt_vec_at(&t->files, struct wpt_file, i)->changed = true;
-}
-
 /* ---- mappings to areas ---- */
 
 static bool is_special(const char *name)
@@ -182,7 +109,7 @@ static void area_skip(struct wpt_area *a, enum wpt_range_reason reason)
 	a->reason = reason;
 }
 
-static void area_classify(struct look *l, struct wpt_area *a, const struct wpt_map *map, const char *name)
+static void area_classify(struct wpt_look *l, struct wpt_area *a, const struct wpt_map *map, const char *name)
 {
 	const struct wpt_file *file;
 
@@ -197,7 +124,7 @@ static void area_classify(struct look *l, struct wpt_area *a, const struct wpt_m
 	} else if (!map->inode || (!map->shared && strcmp(name, "/dev/zero") == 0)) {
 		a->kind = WPT_KIND_ANON;
 	} else {
-		a->file = file_get(l->t, map);
+		a->file = wpt_look_file(l->t, map);
 		file = a->file >= 0 ? wpt_vec_at(&l->t->files, struct wpt_file, a->file) : NULL;
 		if (map->hugetlb)
 			a->kind = map->shared ? WPT_KIND_HUGETLB_SHARED : WPT_KIND_HUGETLB_PRIVATE;
@@ -218,7 +145,7 @@ static void area_classify(struct look *l, struct wpt_area *a, const struct wpt_m
 		a->kind = WPT_KIND_REPORTED;
 }
 
-static int area_add(struct look *l, const struct wpt_map *map, uint64_t start, uint64_t end, const struct wpt_range_entry *entry)
+static int area_add(struct wpt_look *l, const struct wpt_map *map, uint64_t start, uint64_t end, const struct wpt_range_entry *entry)
 {
 	const char *name = wpt_map_name(&l->t->maps, map);
 	struct wpt_area *a;
@@ -239,7 +166,7 @@ static int area_add(struct look *l, const struct wpt_map *map, uint64_t start, u
 }
 
 /* All of a writable mapping; of another the parts that were tracked before. */
-static int area_add_default(struct look *l, const struct wpt_map *map, size_t *old_at)
+static int area_add_default(struct wpt_look *l, const struct wpt_map *map, size_t *old_at)
 {
 	const struct wpt_area *o;
 	size_t i;
@@ -262,7 +189,7 @@ static int area_add_default(struct look *l, const struct wpt_map *map, size_t *o
 	return 0;
 }
 
-static int plan_build(struct look *l)
+static int plan_build(struct wpt_look *l)
 {
 	const struct wpt_range_set *set;
 	const struct wpt_map *map;
@@ -293,7 +220,7 @@ static bool has_markers(const struct wpt_area *a)
 }
 
 /* Protects what is there; what a scan reports is not needed, since the whole span is unknown. */
-static int protect_present(struct look *l, uint64_t start, uint64_t end)
+static int protect_present(struct wpt_look *l, uint64_t start, uint64_t end)
 {
 	struct wpt_page_region run;
 	int got;
@@ -310,7 +237,7 @@ static const struct wpt_scan_match match_private_file = {
 };
 
 /* A run of written pages of a private file mapping, as it was before it was protected: a swap entry here is not a marker. */
-static int note_cowed(struct look *l, const struct wpt_page_region *run)
+static int note_cowed(struct wpt_look *l, const struct wpt_page_region *run)
 {
 	uint64_t at;
 	int err = 0;
@@ -326,7 +253,7 @@ static int note_cowed(struct look *l, const struct wpt_page_region *run)
  * Private file mappings are protected by a scan, which also leaves markers and, unlike UFFDIO_WRITEPROTECT, tells of each page what it was in
  * the instant before: afterwards a swapped COWed page and a marker look the same.
  */
-static int protect_private_file(struct look *l, uint64_t start, uint64_t end)
+static int protect_private_file(struct wpt_look *l, uint64_t start, uint64_t end)
 {
 	struct wpt_page_region run;
 	uint64_t at, run_end;
@@ -341,7 +268,7 @@ static int protect_private_file(struct look *l, uint64_t start, uint64_t end)
 	return err ? err : got;
 }
 
-static int protect_markers(struct look *l, uint64_t start, uint64_t end)
+static int protect_markers(struct wpt_look *l, uint64_t start, uint64_t end)
 {
 	uint64_t at, slice = l->stopped ? end - start : ARM_SLICE;
 	int err = 0;
@@ -352,11 +279,11 @@ static int protect_markers(struct look *l, uint64_t start, uint64_t end)
 }
 
 /* Registers and protects [start, end) of the area, which becomes unknown; or the area is skipped. */
-static int arm_new(struct look *l, struct wpt_area *a, uint64_t start, uint64_t end)
+static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	int err;
 
-	err = unknown_add(l->t, start, end);
+	err = wpt_look_unknown(l->t, start, end);
 	if (err)
 		return err;
 	if (a->kind == WPT_KIND_REPORTED)
@@ -383,7 +310,7 @@ static int arm_new(struct look *l, struct wpt_area *a, uint64_t start, uint64_t 
 /* ---- collecting ---- */
 
 /* Pages that were COWed at the last look and are not any more show the file's content again. */
-static int collect_uncowed(struct look *l, uint64_t start, uint64_t end)
+static int collect_uncowed(struct wpt_look *l, uint64_t start, uint64_t end)
 {
 	/* Two passes: pages that are the file's, and pages that are not present. */
 	const struct wpt_scan_match passes[] = {
@@ -417,7 +344,7 @@ static int collect_uncowed(struct look *l, uint64_t start, uint64_t end)
 }
 
 /* Adds the runs that match to the dirty set. */
-static int collect_matching(struct look *l, uint64_t start, uint64_t end, const struct wpt_scan_match *match)
+static int collect_matching(struct wpt_look *l, uint64_t start, uint64_t end, const struct wpt_scan_match *match)
 {
 	struct wpt_page_region run;
 	int got, err = 0;
@@ -428,7 +355,7 @@ static int collect_matching(struct look *l, uint64_t start, uint64_t end, const 
 	return err ? err : got;
 }
 
-static int collect(struct look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
 	static const struct wpt_scan_match not_present = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT };
@@ -473,7 +400,7 @@ static bool same_memory(const struct wpt_area *o, const struct wpt_area *a)
 	       (a->file < 0 || o->offset - o->start == a->offset - a->start);
 }
 
-static int area_look(struct look *l, struct wpt_area *a, size_t *old_at)
+static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 {
 	const struct wpt_area *o;
 	uint64_t at = a->start, stop;
@@ -508,7 +435,7 @@ static int area_look(struct look *l, struct wpt_area *a, size_t *old_at)
 }
 
 /* What was covered at the last look and is not now. */
-static void forget_uncovered(struct look *l)
+static void forget_uncovered(struct wpt_look *l)
 {
 	const struct wpt_area *o, *a;
 	uint64_t at;
@@ -536,125 +463,9 @@ static void forget_uncovered(struct look *l)
 	}
 }
 
-/* ---- changes that bypass the mapping ---- */
-
-static bool is_shared_kind(uint32_t kind)
-{
-	return kind == WPT_KIND_SHMEM || kind == WPT_KIND_FILE_SHARED || kind == WPT_KIND_HUGETLB_SHARED;
-}
-
-/* Who else may write to the files. Shared ones anew at each look; private ones when the file was first seen or changed. */
-static int inspect_files(struct look *l)
-{
-	struct wpt_vec uses = WPT_VEC(struct wpt_file_use);
-	struct wpt_tracker *t = l->t;
-	struct wpt_file_use *use;
-	const struct wpt_area *a;
-	struct wpt_file *file;
-	size_t i, n;
-	int err = 0;
-
-	for (i = 0; i < t->files.count; i++)
-		wpt_vec_at(&t->files, struct wpt_file, i)->inspected &= !wpt_vec_at(&t->files, struct wpt_file, i)->changed;
-	for (i = 0; i < l->plan->areas.count; i++) {
-		a = wpt_area_at(l->plan, i);
-		if (!a->skipped && a->file >= 0 && is_shared_kind(a->kind))
-			wpt_vec_at(&t->files, struct wpt_file, a->file)->inspected = false;
-	}
-	for (i = 0; i < t->files.count && !err; i++) {
-		file = wpt_vec_at(&t->files, struct wpt_file, i);
-		if (file->inspected || !file->regular)
-			continue;
-		use = wpt_vec_push(&uses);
-		err = use ? 0 : -ENOMEM;
-		if (use)
-			*use = (struct wpt_file_use){ .dev = file->use.dev, .inode = file->use.inode };
-	}
-	if (!err && uses.count)
-		err = wpt_target_writers(t->target, uses.data, uses.count);
-	for (i = n = 0; i < t->files.count && !err; i++) {
-		file = wpt_vec_at(&t->files, struct wpt_file, i);
-		if (file->inspected || !file->regular)
-			continue;
-		use = wpt_vec_at(&uses, struct wpt_file_use, n++);
-		/* A writer that is gone now may have written since the last look. */
-		use->other_writer |= file->inspected_once && file->other_writer_now;
-		file->other_writer_now = wpt_vec_at(&uses, struct wpt_file_use, n - 1)->other_writer;
-		use->uninspectable |= file->watch < 0;
-		file->use = *use;
-		file->inspected = file->inspected_once = true;
-	}
-	wpt_vec_free(&uses);
-	return err;
-}
-
-static int apply_bypasses(struct look *l)
-{
-	struct wpt_tracker *t = l->t;
-	const struct wpt_file *file;
-	struct wpt_area *a;
-	size_t i;
-	int err = 0;
-
-	if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER))
-		err = inspect_files(l);
-	for (i = 0; i < l->plan->areas.count && !err; i++) {
-		a = wpt_area_at(l->plan, i);
-		if (a->skipped || a->kind == WPT_KIND_ANON || a->kind == WPT_KIND_REPORTED ||
-		    (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file))
-			continue;
-		file = a->file >= 0 ? wpt_vec_at(&t->files, struct wpt_file, a->file) : NULL;
-		if (t->flags & WPT_TRACK_VERIFY_CONTENT)
-			a->reason = WPT_REASON_VERIFY;
-		else if (!file || (a->private_file && a->kind == WPT_KIND_HUGETLB_PRIVATE))
-			a->reason = WPT_REASON_UNINSPECTABLE;
-		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.other_writer)
-			a->reason = WPT_REASON_OTHER_WRITER;
-		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
-			a->reason = WPT_REASON_UNINSPECTABLE;
-		a->compare = a->reason != WPT_REASON_NONE;
-		if (file && file->changed)
-			err = unknown_add(t, a->start, a->end);
-	}
-	for (i = 0; i < t->files.count && !err; i++)
-		wpt_vec_at(&t->files, struct wpt_file, i)->changed = false;
-	return err;
-}
-
-/* Memory that the kernel writes to without a fault, as of this look and of the last one. */
-static int apply_pinned(struct look *l)
-{
-	struct wpt_vec pieces = WPT_VEC(struct wpt_piece);
-	struct wpt_tracker *t = l->t;
-	const struct wpt_area *a;
-	const struct wpt_piece *p;
-	uint64_t start, end;
-	size_t i, k;
-	int err, set;
-
-	err = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
-	for (set = 0; set < 2 && !err; set++) {
-		const struct wpt_vec *v = set ? &t->pinned : &pieces;
-
-		for (i = 0; i < v->count; i++) {
-			p = wpt_vec_at(v, struct wpt_piece, i);
-			for (k = 0; k < l->plan->areas.count && !err; k++) {
-				a = wpt_area_at(l->plan, k);
-				start = WPT_MAX(a->start, WPT_ALIGN_DOWN(p->addr, WPT_PAGE));
-				end = WPT_MIN(a->end, WPT_ALIGN_UP(p->addr + p->len, WPT_PAGE));
-				if (!a->skipped && start < end)
-					err = wpt_ledger_dirty(t->ledger, start, end);
-			}
-		}
-	}
-	wpt_vec_free(&t->pinned);
-	t->pinned = pieces;
-	return err;
-}
-
 /* ---- the look ---- */
 
-static void look_publish(struct look *l)
+static void look_publish(struct wpt_look *l)
 {
 	struct wpt_tracker *t = l->t;
 
@@ -663,7 +474,7 @@ static void look_publish(struct look *l)
 	rcu_assign_pointer(t->plan, l->plan);
 }
 
-static int look_once(struct look *l)
+static int look_once(struct wpt_look *l)
 {
 	struct wpt_tracker *t = l->t;
 	size_t i, old_at = 0;
@@ -679,15 +490,13 @@ static int look_once(struct look *l)
 	if (!err)
 		err = plan_build(l);
 	if (!err)
-		err = apply_pinned(l);
+		err = wpt_look_pinned(l);
 	for (i = 0; i < l->plan->areas.count && !err; i++)
 		if (!wpt_area_at(l->plan, i)->skipped)
 			err = area_look(l, wpt_area_at(l->plan, i), &old_at);
 	/* After the scans: what is reported until now belongs to this look. */
 	if (!err)
-		err = wpt_target_poll(t->target, file_changed, t);
-	if (!err)
-		err = apply_bypasses(l);
+		err = wpt_look_bypasses(l);
 	if (!err)
 		err = wpt_target_alive(t->target);
 	if (err) {
@@ -695,6 +504,7 @@ static int look_once(struct look *l)
 		wpt_plan_close(l->plan);
 		return err;
 	}
+	wpt_look_prune_files(l);
 	forget_uncovered(l);
 	look_publish(l);
 	t->looked = true;
@@ -703,7 +513,7 @@ static int look_once(struct look *l)
 
 int wpt_tracker_list(struct wpt_tracker *t)
 {
-	struct look l = { .t = t, .old = t->plan };
+	struct wpt_look l = { .t = t, .old = t->plan };
 	int err;
 
 	wpt_tracker_reap(t);
@@ -714,7 +524,7 @@ int wpt_tracker_list(struct wpt_tracker *t)
 	if (!err)
 		err = plan_build(&l);
 	if (!err)
-		err = apply_bypasses(&l);
+		err = wpt_look_bypasses(&l);
 	if (err)
 		wpt_plan_close(l.plan);
 	else
@@ -740,7 +550,7 @@ void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end)
 
 int wpt_tracker_look(struct wpt_tracker *t, bool stopped)
 {
-	struct look l = { .t = t, .stopped = stopped };
+	struct wpt_look l = { .t = t, .stopped = stopped };
 	int attempt, err;
 
 	for (attempt = 0; attempt < 3; attempt++) {

@@ -701,6 +701,8 @@ static int take_pages(struct take *k)
 		return take_fuzzy(k);
 	if (k->w->all)
 		err = take_precopy(k);
+	else
+		err = wpt_tracker_inspect(k->w->t);
 	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
 	wpt_tracker_reap(k->w->t);
 	return err ? err : take_paused(k);

@@ -118,6 +118,7 @@ int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud);
  * watch number, with -1 when the queue overflowed.
  */
 int wpt_target_watch(struct wpt_target *t, int fd);
+void wpt_target_unwatch(struct wpt_target *t, int watch);
 int wpt_target_poll(struct wpt_target *t, void (*changed)(void *arg, int watch), void *arg);
 
 #endif

@@ -119,7 +119,8 @@ void wpt_tracker_close(struct wpt_tracker *t)
 		wpt_tracker_disarm(t, 0, UINT64_MAX);
 	wpt_scan_close(&t->scan);
 	for (i = 0; i < t->files.count; i++)
-		close(wpt_vec_at(&t->files, struct wpt_file, i)->fd);
+		if (wpt_vec_at(&t->files, struct wpt_file, i)->fd >= 0)
+			close(wpt_vec_at(&t->files, struct wpt_file, i)->fd);
 	wpt_maps_free(&t->maps);
 	wpt_target_close(t->target);
 	wpt_tracker_reap(t);

@@ -44,13 +44,15 @@ struct wpt_plan {
 /* A file that areas are of; kept open, so that its inode number stays its own. */
 struct wpt_file {
 	uint64_t dev, inode;
-	int fd;
-	int watch;             /* of inotify, 0: none */
+	int fd;                /* -1: the entry is free */
+	int watch;             /* of inotify, or -errno */
+	uint32_t nr_areas;
 	bool regular;
 	bool tmpfs;
 	bool inspected;        /* `use` is of this look or nothing happened since */
 	bool inspected_once;
 	bool other_writer_now; /* at the last inspection */
+	bool untracked_now, untracked_before; /* the target has a shared writable mapping of it that is not tracked */
 	bool changed;          /* by a system call since the last look */
 	struct wpt_file_use use;
 };
@@ -90,6 +92,12 @@ int wpt_tracker_look(struct wpt_tracker *t, bool stopped);
 
 /* Makes a plan without arming anything, for those who ask what would be tracked. */
 int wpt_tracker_list(struct wpt_tracker *t);
+
+/*
+ * Finds out who else may write to the files, all of them. A look does so for shared mappings itself; for the files of private ones, whose
+ * writers are rare, it is done before the target is stopped, since it takes time.
+ */
+int wpt_tracker_inspect(struct wpt_tracker *t);
 
 /* Ends write protection of what is armed in [start, end), in slices. */
 void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end);

@@ -473,6 +473,12 @@ int wpt_target_watch(struct wpt_target *t, int fd)
 	return (int)wpt_sys(SYS_inotify_add_watch, t->inotify, wpt_proc_path(path, "/proc/self/fd/", (uint64_t)fd, ""), IN_MODIFY);
 }
 
+void wpt_target_unwatch(struct wpt_target *t, int watch)
+{
+	if (wpt_target_check(t) == 0 && t->inotify >= 0)
+		wpt_sys(SYS_inotify_rm_watch, t->inotify, watch);
+}
+
 /* A watch that the kernel removed (the file is gone) counts as a change: nothing is known of the file from then on. */
 int wpt_target_poll(struct wpt_target *t, void (*changed)(void *arg, int watch), void *arg)
 {

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Changes that bypass a mapping, and so write protection: by system call, through another mapping of the same file, by another process, by
+ * a device. What can be seen of them makes pages dirty or spans unknown; what can't be seen makes an area compared by content.
+ */
+#include "look.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+/* ---- files ---- */
+
+static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode)
+{
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++) {
+		const struct wpt_file *file = wpt_vec_at(&t->files, struct wpt_file, i);
+
+		if (file->fd >= 0 && file->dev == dev && file->inode == inode)
+			return (int)i;
+	}
+	return -1;
+}
+
+/* A zeroed entry: one whose file was closed, or a new one. */
+static struct wpt_file *file_entry(struct wpt_tracker *t)
+{
+	struct wpt_file *file;
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->fd < 0) {
+			memset(file, 0, sizeof(*file));
+			return file;
+		}
+	}
+	return wpt_vec_push(&t->files);
+}
+
+/* The mapping's file in the table, opened at its first appearance; -1 if it can't be had. */
+int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map)
+{
+	uint64_t dev = makedev(map->dev_major, map->dev_minor);
+	struct wpt_file *file;
+	struct statfs fs;
+	struct stat st;
+	int index, fd;
+
+	if (!map->inode)
+		return -1;
+	index = file_find(t, dev, map->inode);
+	if (index >= 0)
+		return index;
+	fd = wpt_target_open_file(t->target, map, &t->maps);
+	if (fd < 0)
+		return -1;
+	file = fstat(fd, &st) == 0 ? file_entry(t) : NULL;
+	if (!file) {
+		close(fd);
+		return -1;
+	}
+	file->dev = dev;
+	file->inode = map->inode;
+	file->fd = fd;
+	file->regular = S_ISREG(st.st_mode);
+	file->tmpfs = fstatfs(fd, &fs) == 0 && (unsigned long)fs.f_type == TMPFS_MAGIC;
+	file->use.dev = st.st_dev;
+	file->use.inode = st.st_ino;
+	if (file->regular)
+		file->watch = wpt_target_watch(t->target, fd);
+	return (int)(file - wpt_vec_at(&t->files, struct wpt_file, 0));
+}
+
+void wpt_look_prune_files(struct wpt_look *l)
+{
+	struct wpt_tracker *t = l->t;
+	struct wpt_file *file;
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->fd < 0 || file->nr_areas)
+			continue;
+		if (file->watch > 0)
+			wpt_target_unwatch(t->target, file->watch);
+		close(file->fd);
+		file->fd = -1;
+	}
+}
+
+static void file_changed(void *arg, int watch)
+{
+	struct wpt_tracker *t = arg;
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++)
+		if (watch == -1 || wpt_vec_at(&t->files, struct wpt_file, i)->watch == watch)
+			wpt_vec_at(&t->files, struct wpt_file, i)->changed = true;
+}
+
+static void count_areas(struct wpt_look *l)
+{
+	const struct wpt_area *a;
+	size_t i;
+
+	for (i = 0; i < l->t->files.count; i++)
+		wpt_vec_at(&l->t->files, struct wpt_file, i)->nr_areas = 0;
+	for (i = 0; i < l->plan->areas.count; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (a->file >= 0)
+			wpt_vec_at(&l->t->files, struct wpt_file, a->file)->nr_areas++;
+	}
+}
+
+/* ---- other mappings of the target itself ---- */
+
+/* Pages of y that show the same part of the file as dirty or unknown pages of x. */
+static int spread_to(struct wpt_look *l, const struct wpt_area *x, const struct wpt_area *y)
+{
+	uint64_t from = WPT_MAX(x->offset, y->offset), at, run_end, end;
+	uint64_t to = WPT_MIN(x->offset + (x->end - x->start), y->offset + (y->end - y->start));
+	uint64_t shift = y->start - y->offset - (x->start - x->offset); /* modulo 2^64 */
+	const struct wpt_span *span;
+	size_t i, nr = l->t->unknown.count;
+	int err = 0;
+
+	if (from >= to)
+		return 0;
+	end = x->start + (to - x->offset);
+	for (at = x->start + (from - x->offset); !err; at = run_end) {
+		at = wpt_ledger_next_taken(l->t->ledger, at, end, &run_end);
+		if (at >= end)
+			break;
+		err = wpt_ledger_dirty(l->t->ledger, at + shift, run_end + shift);
+		wpt_ledger_take(l->t->ledger, at + shift, run_end + shift);
+	}
+	for (i = 0; i < nr && !err; i++) {
+		span = wpt_vec_at(&l->t->unknown, struct wpt_span, i);
+		at = WPT_MAX(span->start, x->start + (from - x->offset));
+		run_end = WPT_MIN(span->end, end);
+		if (at < run_end)
+			err = wpt_look_unknown(l->t, at + shift, run_end + shift);
+	}
+	return err;
+}
+
+/* A write through one shared mapping of a file is seen there only: what others show of the same part of the file changed too. */
+static int spread_all(struct wpt_look *l)
+{
+	const struct wpt_area *x, *y;
+	size_t i, k;
+	int err = 0;
+
+	for (i = 0; i < l->plan->areas.count && !err; i++) {
+		x = wpt_area_at(l->plan, i);
+		if (x->skipped || x->file < 0 || x->private_file || wpt_vec_at(&l->t->files, struct wpt_file, x->file)->nr_areas < 2)
+			continue;
+		for (k = 0; k < l->plan->areas.count && !err; k++) {
+			y = wpt_area_at(l->plan, k);
+			if (k != i && !y->skipped && y->file == x->file)
+				err = spread_to(l, x, y);
+		}
+	}
+	return err;
+}
+
+static bool is_covered(const struct wpt_plan *plan, uint64_t start, uint64_t end)
+{
+	const struct wpt_area *a;
+	size_t i;
+
+	for (i = 0; i < plan->areas.count && start < end; i++) {
+		a = wpt_area_at(plan, i);
+		if (!a->skipped && a->start <= start && start < a->end)
+			start = a->end;
+	}
+	return start >= end;
+}
+
+/* Shared writable mappings that are not tracked: what is written through them is not seen at all. */
+static void note_untracked(struct wpt_look *l)
+{
+	struct wpt_tracker *t = l->t;
+	const struct wpt_map *map;
+	struct wpt_file *file;
+	size_t i;
+	int index;
+
+	for (i = 0; i < t->files.count; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		file->untracked_before = file->untracked_now;
+		file->untracked_now = false;
+	}
+	for (i = 0; i < t->maps.maps.count; i++) {
+		map = wpt_map_at(&t->maps, i);
+		if (!map->shared || !map->write || !map->inode)
+			continue;
+		index = file_find(t, makedev(map->dev_major, map->dev_minor), map->inode);
+		if (index >= 0 && !is_covered(l->plan, map->start, map->end))
+			wpt_vec_at(&t->files, struct wpt_file, index)->untracked_now = true;
+	}
+}
+
+/* ---- other processes ---- */
+
+static bool is_shared_kind(uint32_t kind)
+{
+	return kind == WPT_KIND_SHMEM || kind == WPT_KIND_FILE_SHARED || kind == WPT_KIND_HUGETLB_SHARED;
+}
+
+/* Who else may write to the files. Shared ones anew at each look; private ones when the file was first seen or changed. */
+static int inspect_files(struct wpt_look *l)
+{
+	struct wpt_vec uses = WPT_VEC(struct wpt_file_use);
+	struct wpt_tracker *t = l->t;
+	struct wpt_file_use *use;
+	const struct wpt_area *a;
+	struct wpt_file *file;
+	size_t i, n;
+	int err = 0;
+
+	for (i = 0; i < t->files.count; i++)
+		wpt_vec_at(&t->files, struct wpt_file, i)->inspected &= !wpt_vec_at(&t->files, struct wpt_file, i)->changed;
+	for (i = 0; i < l->plan->areas.count; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (!a->skipped && a->file >= 0 && is_shared_kind(a->kind))
+			wpt_vec_at(&t->files, struct wpt_file, a->file)->inspected = false;
+	}
+	for (i = 0; i < t->files.count && !err; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->inspected || !file->regular || file->fd < 0)
+			continue;
+		use = wpt_vec_push(&uses);
+		err = use ? 0 : -ENOMEM;
+		if (use)
+			*use = (struct wpt_file_use){ .dev = file->use.dev, .inode = file->use.inode };
+	}
+	if (!err && uses.count)
+		err = wpt_target_writers(t->target, uses.data, uses.count);
+	for (i = n = 0; i < t->files.count && !err; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->inspected || !file->regular || file->fd < 0)
+			continue;
+		use = wpt_vec_at(&uses, struct wpt_file_use, n++);
+		/* A writer that is gone now may have written since the last look. */
+		use->other_writer |= file->inspected_once && file->other_writer_now;
+		file->other_writer_now = wpt_vec_at(&uses, struct wpt_file_use, n - 1)->other_writer;
+		/* Nothing would tell of pwrite(2): as if it had happened. */
+		use->uninspectable |= file->watch < 0;
+		file->use = *use;
+		file->inspected = file->inspected_once = true;
+	}
+	wpt_vec_free(&uses);
+	return err;
+}
+
+int wpt_look_bypasses(struct wpt_look *l)
+{
+	struct wpt_tracker *t = l->t;
+	const struct wpt_file *file;
+	struct wpt_area *a;
+	size_t i;
+	int err = 0;
+
+	count_areas(l);
+	note_untracked(l);
+	err = wpt_target_poll(t->target, file_changed, t);
+	if (!err && !(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER))
+		err = inspect_files(l);
+	for (i = 0; i < l->plan->areas.count && !err; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (a->skipped || a->kind == WPT_KIND_ANON || a->kind == WPT_KIND_REPORTED ||
+		    (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file))
+			continue;
+		file = a->file >= 0 ? wpt_vec_at(&t->files, struct wpt_file, a->file) : NULL;
+		if (t->flags & WPT_TRACK_VERIFY_CONTENT)
+			a->reason = WPT_REASON_VERIFY;
+		else if (!file || (a->private_file && a->kind == WPT_KIND_HUGETLB_PRIVATE))
+			a->reason = WPT_REASON_UNINSPECTABLE;
+		else if (file->untracked_now || file->untracked_before)
+			a->reason = WPT_REASON_OTHER_WRITER;
+		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.other_writer)
+			a->reason = WPT_REASON_OTHER_WRITER;
+		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
+			a->reason = WPT_REASON_UNINSPECTABLE;
+		a->compare = a->reason != WPT_REASON_NONE;
+		if (file && file->changed)
+			err = wpt_look_unknown(t, a->start, a->end);
+	}
+	for (i = 0; i < t->files.count && !err; i++)
+		wpt_vec_at(&t->files, struct wpt_file, i)->changed = false;
+	return err ? err : spread_all(l);
+}
+
+int wpt_tracker_inspect(struct wpt_tracker *t)
+{
+	struct wpt_look l = { .t = t, .old = t->plan, .plan = t->plan };
+	size_t i;
+
+	if (t->flags & WPT_TRACK_ASSUME_SOLE_WRITER)
+		return 0;
+	for (i = 0; i < t->files.count; i++)
+		wpt_vec_at(&t->files, struct wpt_file, i)->inspected = false;
+	return inspect_files(&l);
+}
+
+/* Memory that the kernel writes to without a fault, as of this look and of the last one. */
+int wpt_look_pinned(struct wpt_look *l)
+{
+	struct wpt_vec pieces = WPT_VEC(struct wpt_piece);
+	struct wpt_tracker *t = l->t;
+	const struct wpt_area *a;
+	const struct wpt_piece *p;
+	uint64_t start, end;
+	size_t i, k;
+	int err, set;
+
+	err = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	for (set = 0; set < 2 && !err; set++) {
+		const struct wpt_vec *v = set ? &t->pinned : &pieces;
+
+		for (i = 0; i < v->count; i++) {
+			p = wpt_vec_at(v, struct wpt_piece, i);
+			for (k = 0; k < l->plan->areas.count && !err; k++) {
+				a = wpt_area_at(l->plan, k);
+				start = WPT_MAX(a->start, WPT_ALIGN_DOWN(p->addr, WPT_PAGE));
+				end = WPT_MIN(a->end, WPT_ALIGN_UP(p->addr + p->len, WPT_PAGE));
+				if (!a->skipped && start < end)
+					err = wpt_ledger_dirty(t->ledger, start, end);
+			}
+		}
+	}
+	wpt_vec_free(&t->pinned);
+	t->pinned = pieces;
+	return err;
+}
+
