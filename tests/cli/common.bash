@@ -2,7 +2,7 @@
 # What the CLI's tests share. A test runs wpsnap as $WPSNAP, and beside it the helper programs of this folder.
 
 : "${WPSNAP:=$BATS_TEST_DIRNAME/../../build/wpsnap}"
-WPSNAP=$(realpath "$WPSNAP")
+WPSNAP=$(realpath -m "$WPSNAP")
 HELPERS=${WPT_HELPERS:-$(dirname "$WPSNAP")/tests/cli}
 ROOT=$(realpath "$BATS_TEST_DIRNAME/../..")
 
@@ -16,6 +16,7 @@ PATIENCE=60
 
 common_setup()
 {
+	[ -x "$WPSNAP" ] || { echo "there is no $WPSNAP: make builds it"; return 1; }
 	T=$BATS_TEST_TMPDIR
 	cd "$T" || return 1
 	PIDS=()

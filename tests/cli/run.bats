@@ -15,7 +15,8 @@ teardown() { common_teardown; }
 run_start()
 {
 	mkfifo to from lines
-	"$WPSNAP" run "$@" <to >from 2>lines &
+	# a background process of a script starts with SIGINT ignored, and so would the command
+	env --default-signal=INT "$WPSNAP" run "$@" <to >from 2>lines &
 	WATCH=$!
 	PIDS+=("$WATCH")
 	exec 8>to 9<from 7<lines
