@@ -172,12 +172,11 @@ range()
 # All writable memory of the target against a restored folder, each range byte by byte, and nothing left out.
 same_as_folder()
 {
-	local file name span
+	local file span
 
 	freeze
 	for file in "$1"/*.raw; do
-		name=$(basename "$file" .raw)
-		span=$(echo "$name" | grep -oE '^[0-9a-f]+-[0-9a-f]+')
+		span=$(basename "$file" .raw | grep -oE '^[0-9a-f]+-[0-9a-f]+')
 		"$HELPERS/target_dump" "$TARGET" "$span" dump.raw
 		cmp "$file" dump.raw || { thaw; return 1; }
 	done
@@ -186,19 +185,29 @@ same_as_folder()
 	all_covered "$1" <writable
 }
 
+# The ranges of a restored folder in order of address: START END, decimal, padded
+spans_of()
+{
+	local file span
+
+	for file in "$1"/*.raw; do
+		span=$(basename "$file" .raw | grep -oE '^[0-9a-f]+-[0-9a-f]+')
+		printf '%020d %020d\n' $((0x${span%-*})) $((0x${span#*-}))
+	done | sort
+}
+
 # Standard input: ranges; each must lie in one of the folder's files or in several that touch.
 all_covered()
 {
-	local span start end file name from to
+	local span start end from to
 
 	while read -r span; do
 		start=$((0x${span%-*})) end=$((0x${span#*-}))
-		for file in $(ls "$1" | grep -oE '^[0-9a-f]+-[0-9a-f]+' | sort); do
-			from=$((0x${file%-*})) to=$((0x${file#*-}))
-			if ((from <= start && start < to)); then
-				start=$to
+		while read -r from to; do
+			if ((10#$from <= start && start < 10#$to)); then
+				start=$((10#$to))
 			fi
-		done
+		done < <(spans_of "$1")
 		((start >= end)) || { echo "$span is not in $1"; return 1; }
 	done
 }

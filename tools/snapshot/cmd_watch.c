@@ -366,8 +366,10 @@ static int check_before(const struct opts *o)
 	err = wpt_chain_open(&c, o->output);
 	wpt_chain_close(c);
 	if (err == 0 || err == -WPT_E_AMBIGUOUS)
-		return report(-WPT_E_MISMATCH, next_write(-WPT_E_MISMATCH), "run: cannot write to %s", o->output);
-	return EXIT_OK;
+		err = -WPT_E_MISMATCH;
+	if (err == -ENOENT)
+		return EXIT_OK;
+	return report(err, next_write(err), "run: cannot write to %s", o->output);
 }
 
 int cmd_run(const struct opts *o)
