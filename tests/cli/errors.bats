@@ -31,12 +31,9 @@ small_tmpfs()
 }
 
 @test "a zombie: code 5" {
-	mkfifo go
-	bash -c 'sh -c "read x <go" & echo $! >pid; exec sleep 1000' &
-	PIDS+=($!)
-	echo x >go
-	until_state "$(cat pid)" Z
-	try "$WPSNAP" save "$(cat pid)" -o f
+	target_start 16 16
+	tell zombie
+	try "$WPSNAP" save "$(cat zombie.pid)" -o f
 	exits 5
 	says zombie
 }

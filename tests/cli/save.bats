@@ -263,3 +263,45 @@ same_range()
 	target_end exit 7
 	[ ! -s target.err ]
 }
+
+@test "what can't be tracked is listed with the reason, and the exit code is 4" {
+	target_start 16 16
+	tell fill 1
+	tell extra 8 1
+	tell hold 8
+	try "$WPSNAP" save "$TARGET" -o s.wps
+	exits 4
+	says "skipped: $(range $EXTRA 0 8) (no name), 32.0 KiB: another userfaultfd has it; it is not in the snapshot"
+	messages_are_ours
+	"$WPSNAP" verify s.wps
+	same_range s.wps "$(range $ANON 0 16)"
+	"$WPSNAP" info s.wps >info
+	grep -qE "^  $(range $EXTRA 0 8) .*skipped: another userfaultfd has it" info
+	try "$WPSNAP" save "$TARGET" -o q.wps -q
+	exits 4
+	says 'skipped: '
+	[ ! -s out ]
+	try "$WPSNAP" save "$TARGET" -o j.wps --json
+	exits 4
+	json_is_valid
+	says '"reason":"busy","skipped":true' out
+	try "$WPSNAP" save "$TARGET" -o r.wps --range "$(range $ANON 0 16)"
+	exits 0
+	only_notes err
+}
+
+@test "pages that can't be read: counted, zeros in the restored file, exit code 4 there" {
+	target_start 16 16
+	tell beyond 3
+	try "$WPSNAP" save "$TARGET" -o s.wps --range "$(range $EXTRA 0 4)"
+	exits 0
+	says ', 3 unreadable,' out
+	"$WPSNAP" verify s.wps
+	try "$WPSNAP" restore s.wps -o raw
+	exits 4
+	says '3 pages were not readable when the snapshot was taken; they are zeros in raw'
+	dump "$(range $EXTRA 0 4)" dumped
+	cmp raw dumped
+	try "$WPSNAP" restore s.wps -o head --range "$(range $EXTRA 0 1)"
+	exits 0
+}

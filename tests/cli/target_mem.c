@@ -8,13 +8,22 @@
  * Memory: anonymous at ANON, a shared memfd "guest.ram" at SHARED; with "hole" a second mapping of the memfd apart from it.
  */
 #define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
+
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
 
 #define ANON 0x100000000000ull
 #define SHARED 0x110000000000ull
@@ -60,6 +69,52 @@ static void execute(const char *path)
 	exit(1);
 }
 
+/* The extra mapping gets a userfaultfd of the target's own, so that nobody else can register it. */
+static void hold(size_t pages)
+{
+	struct uffdio_register reg = { .range = { EXTRA, pages * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg)) {
+		perror("userfaultfd");
+		exit(1);
+	}
+}
+
+/* One page of a file and `pages` behind its end, which can't be read. */
+static void beyond(size_t pages)
+{
+	char path[] = "/dev/shm/target_mem.XXXXXX";
+	int fd = mkstemp(path);
+
+	if (fd < 0 || unlink(path) || ftruncate(fd, PAGE)) {
+		perror(path);
+		exit(1);
+	}
+	map_at(EXTRA, 1 + pages, MAP_PRIVATE, fd);
+	fill(EXTRA, 0, 1, 1);
+	close(fd);
+}
+
+/* A child that has exited and is not waited for; its pid goes to the file zombie.pid. */
+static void zombie(void)
+{
+	pid_t pid = fork();
+	siginfo_t info;
+	FILE *f;
+
+	if (pid == 0)
+		_exit(0);
+	f = fopen("zombie.pid", "w");
+	if (pid < 0 || waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT) || !f) {
+		perror("zombie");
+		exit(1);
+	}
+	fprintf(f, "%d\n", (int)pid);
+	fclose(f);
+}
+
 static void command(const char *line, size_t anon, size_t shared)
 {
 	unsigned long first, count, seed;
@@ -83,6 +138,12 @@ static void command(const char *line, size_t anon, size_t shared)
 		fill(EXTRA, 0, count, seed);
 	} else if (sscanf(line, "unmap %lu", &count) == 1) {
 		munmap((void *)(uintptr_t)EXTRA, count * PAGE);
+	} else if (sscanf(line, "hold %lu", &count) == 1) {
+		hold(count);
+	} else if (sscanf(line, "beyond %lu", &count) == 1) {
+		beyond(count);
+	} else if (strcmp(line, "zombie") == 0) {
+		zombie();
 	} else if (sscanf(line, "exec %4095s", path) == 1) {
 		execute(path);
 	} else if (sscanf(line, "exit %d", &code) == 1) {
