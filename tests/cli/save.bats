@@ -292,7 +292,8 @@ same_range()
 
 @test "pages that can't be read: counted, zeros in the restored file, exit code 4 there" {
 	target_start 16 16
-	tell beyond 3
+	tell extra 4 1
+	tell poison 1 3
 	try "$WPSNAP" save "$TARGET" -o s.wps --range "$(range $EXTRA 0 4)"
 	exits 0
 	says ', 3 unreadable,' out

@@ -82,18 +82,28 @@ static void hold(size_t pages)
 	}
 }
 
-/* One page of a file and `pages` behind its end, which can't be read. */
-static void beyond(size_t pages)
-{
-	char path[] = "/dev/shm/target_mem.XXXXXX";
-	int fd = mkstemp(path);
+/* Linux 6.6; vendored, for older headers */
+struct poison {
+	struct uffdio_range range;
+	uint64_t mode;
+	int64_t updated;
+};
+#define POISON_FEATURE (1u << 14)
+#define POISON _IOWR(UFFDIO, 0x08, struct poison)
 
-	if (fd < 0 || unlink(path) || ftruncate(fd, PAGE)) {
-		perror(path);
+/* Pages of the extra mapping become unreadable for good, as after a memory error. */
+static void poison(size_t first, size_t count)
+{
+	struct uffdio_register reg = { .range = { EXTRA + first * PAGE, count * PAGE }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct poison p = { .range = reg.range };
+	struct uffdio_api api = { .api = UFFD_API, .features = POISON_FEATURE };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | UFFD_USER_MODE_ONLY);
+
+	madvise((void *)(uintptr_t)reg.range.start, reg.range.len, MADV_DONTNEED);
+	if (fd < 0 || ioctl(fd, UFFDIO_API, &api) || ioctl(fd, UFFDIO_REGISTER, &reg) || ioctl(fd, POISON, &p)) {
+		perror("poison");
 		exit(1);
 	}
-	map_at(EXTRA, 1 + pages, MAP_PRIVATE, fd);
-	fill(EXTRA, 0, 1, 1);
 	close(fd);
 }
 
@@ -140,8 +150,8 @@ static void command(const char *line, size_t anon, size_t shared)
 		munmap((void *)(uintptr_t)EXTRA, count * PAGE);
 	} else if (sscanf(line, "hold %lu", &count) == 1) {
 		hold(count);
-	} else if (sscanf(line, "beyond %lu", &count) == 1) {
-		beyond(count);
+	} else if (sscanf(line, "poison %lu %lu", &first, &count) == 2) {
+		poison(first, count);
 	} else if (strcmp(line, "zombie") == 0) {
 		zombie();
 	} else if (sscanf(line, "exec %4095s", path) == 1) {
