@@ -7,15 +7,16 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TAKE_SYNOPSIS "[--range SPEC]... [--mode pause|fuzzy] [--level N] [--threads N] [--verify-content]\n" \
-	"           [--assume-sole-writer] [--staging SIZE] [--refuse] [--registers] [--cmdline] [-q] [--json]"
+#define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|fuzzy] [--level N] [--threads N]\n" \
+	"           [--verify-content] [--assume-sole-writer] [--staging SIZE] [--refuse]\n" \
+	"           [--registers] [--cmdline] [-q] [--json]"
 
 static const struct command commands[] = {
 	{ "probe", CMD_PROBE, 0, 0, false, false, "[--json]",
 	  "what this kernel and this user can track, and how", cmd_probe },
-	{ "save", CMD_SAVE, 1, 1, false, true, "PID -o FILE [--parent CHAIN] " TAKE_SYNOPSIS,
+	{ "save", CMD_SAVE, 1, 1, false, true, "PID -o FILE [--parent CHAIN]" TAKE_SYNOPSIS,
 	  "one snapshot of a running process", cmd_save },
-	{ "watch", CMD_WATCH, 1, 1, false, true, "PID -o DIR [--every TIME] [--count N] [--new] " TAKE_SYNOPSIS,
+	{ "watch", CMD_WATCH, 1, 1, false, true, "PID -o DIR [--every TIME] [--count N] [--new]" TAKE_SYNOPSIS,
 	  "a base and increments until interrupted", cmd_watch },
 	{ "run", CMD_RUN, 1, -1, true, true, "-o DIR [watch's options] -- CMD [ARGS]...",
 	  "execute a command and watch it", cmd_run },

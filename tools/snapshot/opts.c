@@ -256,8 +256,7 @@ static int check(const struct opts *o)
 	int i, code = EXIT_OK;
 
 	if (o->nr_args < cmd->min_args)
-		return usage_error(cmd, cmd->id == CMD_RUN ? "a command to run is missing" : "an argument is missing: wpsnap %s %s",
-				   cmd->name, cmd->synopsis);
+		return usage_error(cmd, cmd->id == CMD_RUN ? "a command to run is missing" : "an argument is missing");
 	if (cmd->max_args >= 0 && o->nr_args > cmd->max_args)
 		return usage_error(cmd, "'%s' is one argument too many", o->args[cmd->max_args]);
 	if (cmd->needs_output && !o->output)
