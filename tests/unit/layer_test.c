@@ -11,6 +11,7 @@
 
 #include <dirent.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
@@ -281,6 +282,10 @@ static void link_read(const struct sink *s, struct image *m, struct opened *o)
 	assert_int_equal(wpt_fmt_head_decode(s->data, len, &o->head), 0);
 	assert_int_equal(wpt_fmt_root_decode(s->data + o->trailer.root_offset, o->trailer.root_length, &o->root), 0);
 	walk(s, o);
+	if (m && o->head.flags & WPT_FMT_FULL) {
+		memset(m->state, 0, sizeof(m->state));
+		memset(m->data, 0, IMAGE_PAGES * WPT_PAGE);
+	}
 	wpt_page_key_init(&key, o->head.key);
 	wpt_fmt_records_init(&records);
 	struct wpt_fmt_children children = o->root.children;
@@ -710,6 +715,37 @@ static void increments_say_what_changed_and_nothing_else(void **state)
 	image_free(before);
 }
 
+/* What the chain says already does not count in a link that has to stand alone. */
+static void full_link_late_in_a_chain_is_complete(void **state)
+{
+	struct wpt_ledger *ledger;
+	struct image *want = random_image(), *got = image_new();
+
+	(void)state;
+	assert_int_equal(wpt_ledger_open(&ledger), 0);
+	for (int link = 0; link < 3; link++) {
+		struct wpt_layer_params p = params(true, 2, ledger);
+		struct wpt_layer_writer *w;
+		struct opened o;
+		struct sink s;
+
+		if (link == 2)
+			image_change(want);
+		sink_open(&s);
+		w = writer_open(&s, &p);
+		pages_write(w, want, 0, IMAGE_PAGES);
+		assert_int_equal(wpt_layer_ranges(w, all_memory, 2), 0);
+		assert_int_equal(finish(w, &s).pages_unchanged, 0);
+		wpt_ledger_commit(ledger);
+		link_read(&s, got, &o);
+		same_memory(want, got);
+		sink_close(&s);
+	}
+	wpt_ledger_close(ledger);
+	image_free(want);
+	image_free(got);
+}
+
 /* A page copied again supersedes its first copy, whichever of the two is what the chain had before. */
 static void page_written_twice_in_a_link_ends_as_the_later_copy(void **state)
 {
@@ -719,7 +755,7 @@ static void page_written_twice_in_a_link_ends_as_the_later_copy(void **state)
 	(void)state;
 	assert_int_equal(wpt_ledger_open(&ledger), 0);
 	for (int link = 0; link < 8; link++) {
-		struct wpt_layer_params p = params(link == 0, 4, link == 7 ? NULL : ledger);
+		struct wpt_layer_params p = params(link == 0 || link == 7, 4, link == 7 ? NULL : ledger);
 		struct image *old = image_new();
 		struct wpt_layer_writer *w;
 		struct opened o;
@@ -752,6 +788,45 @@ static void page_written_twice_in_a_link_ends_as_the_later_copy(void **state)
 	wpt_ledger_close(ledger);
 	image_free(want);
 	image_free(got);
+}
+
+/* The first copy is the last page of a long batch, the second all of a short one: side by side they would be told in the wrong order. */
+static void ledger_hears_of_copies_in_the_order_of_the_file(void **state)
+{
+	enum { LAST = WPT_BATCH_PAGES - 1 };
+	struct wpt_layer_params p = params(false, 3, NULL);
+	uint8_t *noise = malloc(WPT_BATCH_PAGES * WPT_PAGE), page[WPT_PAGE];
+	struct wpt_page_key key;
+	struct wpt_hash hash;
+
+	(void)state;
+	for (size_t i = 0; i < WPT_BATCH_PAGES * WPT_PAGE; i++)
+		noise[i] = (uint8_t)(rng() >> 40);
+	memset(page, 3, sizeof(page));
+	wpt_page_key_init(&key, p.key);
+	wpt_page_hash(&key, page, hash.b);
+	for (int round = 0; round < 40; round++) {
+		struct wpt_layer_writer *w;
+		struct wpt_batch *b[2];
+		struct sink s;
+
+		assert_int_equal(wpt_ledger_open(&p.ledger), 0);
+		sink_open(&s);
+		w = writer_open(&s, &p);
+		b[0] = batch_get(w);
+		b[1] = batch_get(w);
+		memcpy(b[0]->data, noise, WPT_BATCH_PAGES * WPT_PAGE);
+		b[0]->nr_pages = WPT_BATCH_PAGES;
+		item_add(b[0], BASE_ADDR, WPT_BATCH_PAGES, WPT_ITEM_DATA);
+		page_add(b[1], LAST, page, WPT_ITEM_DATA);
+		submit(w, b[0]);
+		submit(w, b[1]);
+		finish(w, &s);
+		assert_int_equal(wpt_ledger_classify(p.ledger, BASE_ADDR + LAST * WPT_PAGE, WPT_KNOWN_DATA, &hash), 1);
+		wpt_ledger_close(p.ledger);
+		sink_close(&s);
+	}
+	free(noise);
 }
 
 static void batch_may_hold_a_page_twice(void **state)
@@ -1585,6 +1660,57 @@ static void first_error_of_the_pipe_ends_it(void **state)
 	}
 }
 
+/* An emission that is under way while another thread meets an error does not undo it. */
+struct gates {
+	sem_t entered, leave;
+};
+
+static int no_work(void *arg, uint32_t thread, struct wpt_pipe_job *job)
+{
+	(void)arg;
+	(void)thread;
+	(void)job;
+	return 0;
+}
+
+static int gated_emit(void *arg, struct wpt_pipe_job *job)
+{
+	struct gates *g = arg;
+
+	(void)job;
+	sem_post(&g->entered);
+	sem_wait(&g->leave);
+	return 0;
+}
+
+static void error_during_an_emission_is_kept(void **state)
+{
+	struct gates g;
+	struct wpt_pipe_params p = { 2, 64, no_work, gated_emit, &g };
+	struct wpt_pipe_job jobs[2], *job;
+	struct wpt_pipe *pipe;
+
+	(void)state;
+	sem_init(&g.entered, 0, 0);
+	sem_init(&g.leave, 0, 0);
+	assert_int_equal(wpt_pipe_open(&pipe, &p), 0);
+	for (int i = 0; i < 2; i++)
+		wpt_pipe_add(pipe, &jobs[i]);
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(wpt_pipe_get(pipe, &job, false), 0);
+		assert_int_equal(wpt_pipe_submit(pipe, job, false), 0);
+	}
+	assert_int_equal(wpt_pipe_get(pipe, &job, false), 0);
+	assert_null(job);
+	sem_wait(&g.entered);
+	assert_int_equal(wpt_pipe_fail(pipe, -EIO), -EIO);
+	assert_int_equal(wpt_pipe_fail(pipe, -EPIPE), -EIO);
+	sem_post(&g.leave);
+	assert_int_equal(wpt_pipe_drain(pipe), -EIO);
+	assert_int_equal(sem_trywait(&g.entered), -1);
+	wpt_pipe_close(pipe);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -1594,7 +1720,9 @@ int main(void)
 		cmocka_unit_test(pages_with_equal_hashes_are_both_kept),
 		cmocka_unit_test(forged_page_is_not_taken_for_the_old_one),
 		cmocka_unit_test(increments_say_what_changed_and_nothing_else),
+		cmocka_unit_test(full_link_late_in_a_chain_is_complete),
 		cmocka_unit_test(page_written_twice_in_a_link_ends_as_the_later_copy),
+		cmocka_unit_test(ledger_hears_of_copies_in_the_order_of_the_file),
 		cmocka_unit_test(batch_may_hold_a_page_twice),
 		cmocka_unit_test(terabytes_of_nothing_are_quick_and_small),
 		cmocka_unit_test(torn_pages_are_flagged_and_said_again),
@@ -1613,6 +1741,7 @@ int main(void)
 		cmocka_unit_test(duplicates_point_backwards_only),
 		cmocka_unit_test(results_come_in_order_whatever_the_threads_do),
 		cmocka_unit_test(first_error_of_the_pipe_ends_it),
+		cmocka_unit_test(error_during_an_emission_is_kept),
 	};
 
 	return cmocka_run_group_tests_name("layer", tests, NULL, NULL);
