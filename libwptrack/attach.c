@@ -12,7 +12,7 @@
  *   would do that, and the program would see the number.
  * - Signals are blocked in the thread meanwhile, so that no handler runs on our registers; they stay pending and are delivered later.
  *   SIGSTOP, which can't be blocked, is let through: the group stops, our thread goes on, and stops with the others when it is released.
- * - A call that the stop ended with EINTR, which no signal explains, is restarted where that is the same (restart.h).
+ * - A call that the stop ended with EINTR, which no signal explains, is restarted where that is the same (stop_restart.h).
  * - A thread inside a restartable sequence (rseq) is moved to the sequence's abort address: the kernel can't see that it was interrupted.
  * - A seccomp filter is suspended, or nothing is touched.
  *
@@ -30,7 +30,7 @@
 #include <sys/wait.h>
 
 #include "proc.h"
-#include "restart.h"
+#include "stop_restart.h"
 #include "sys.h"
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -47,7 +47,7 @@
 #define KCMP_FILE 0
 #define PIDFD_THREAD O_EXCL
 #define RETRIES 4
-#define SLICE_NS 20000000
+#define SLICE_NS UINT64_C(5000000)
 
 typedef struct user_regs_struct regs_t;
 
@@ -323,8 +323,10 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 		rc = trace(PTRACE_SEIZE, tid, 0, (uintptr_t)options);
 	else if (st.tracer != wpt_sys(SYS_getpid)) /* ours if it did not stop in an earlier round */
 		return -WPT_E_TRACED;
+	if (rc && wpt_proc_is_exiting(in->t->task, (uint64_t)tid))
+		return -ESRCH;
 	if (rc)
-		return rc == -ESRCH || !st.seccomp ? (int)rc : -WPT_E_SECCOMP;
+		return !st.seccomp ? (int)rc : -WPT_E_SECCOMP;
 	if (trace(PTRACE_INTERRUPT, tid, 0, 0))
 		return -ESRCH;
 	rc = settle(tid, deadline);
@@ -339,7 +341,10 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 	return (int)rc;
 }
 
-/* One slice for each thread. Those that look as if they can't stop (vfork, disk) or are stopped already come in the second round. */
+/*
+ * A slice for each thread, longer in each round. Those that look as if they can't stop (vfork, disk) or are stopped already come in the
+ * second round.
+ */
 static int try_thread(void *arg, uint64_t tid)
 {
 	struct inject *in = arg;
@@ -348,13 +353,13 @@ static int try_thread(void *arg, uint64_t tid)
 	char path[64];
 	int rc;
 
-	if (wpt_proc_stat(in->t->task, wpt_proc_path(path, "", tid, "/stat"), &st) || st.state == 'Z' || st.state == 'X')
-		return 0;
 	if (now >= in->deadline)
 		return -WPT_E_STOP_TIMEOUT;
+	if (wpt_proc_stat(in->t->task, wpt_proc_path(path, "", tid, "/stat"), &st) || wpt_proc_is_exiting(in->t->task, tid))
+		return 0;
 	if (in->round == 0 && (st.state == 'D' || st.state == 't' || st.state == 'T'))
 		return 0;
-	rc = with_thread(in, (pid_t)tid, in->round ? in->deadline : WPT_MIN(in->deadline, now + SLICE_NS));
+	rc = with_thread(in, (pid_t)tid, WPT_MIN(in->deadline, now + (SLICE_NS << WPT_MIN(in->round, 6))));
 	if (rc == -ESRCH)
 		return 0;
 	in->result = rc;
@@ -370,11 +375,10 @@ static void helper(struct inject *in)
 	sigaction(SIGCHLD, &act, NULL);
 	wpt_sys(SYS_setsid);
 	in->result = -WPT_E_GONE;
-	for (in->round = 0; in->round < 2 && rc <= 0; in->round++) {
+	for (in->round = 0; rc == 0 && (in->round < 2 || in->result == -WPT_E_STOP_TIMEOUT); in->round++)
 		rc = wpt_proc_numbers(in->t->task, try_thread, in);
-		if (rc < 0)
-			in->result = rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
-	}
+	if (rc < 0)
+		in->result = rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
 }
 
 /* ---- caller ---- */
@@ -439,7 +443,11 @@ static int find_insn(struct wpt_target *t, uint64_t *insn)
 			*insn = search(t, wpt_map_at(&maps, i), buf, 65536);
 	wpt_maps_free(&maps);
 	wpt_vm_free(buf, 65536);
-	return rc ? rc : *insn ? 0 : -WPT_E_UNSUPPORTED;
+	if (!rc && !*insn) {
+		rc = wpt_target_alive(t);
+		rc = rc ? rc : -EAGAIN; /* none yet: a program is being loaded */
+	}
+	return rc;
 }
 
 int wpt_target_inject(struct wpt_target *t, uint64_t deadline)

@@ -124,6 +124,15 @@ int wpt_proc_stat(int dir, const char *path, struct wpt_proc_stat *st)
 	return field == 22 ? 0 : -EIO;
 }
 
+bool wpt_proc_is_exiting(int task, uint64_t tid)
+{
+	struct wpt_proc_stat st;
+	char path[64];
+
+	return wpt_proc_stat(task, wpt_proc_path(path, "", tid, "/stat"), &st) || st.state == 'Z' || st.state == 'X' ||
+	       (st.flags & PF_EXITING);
+}
+
 static const char *find_line(const char *text, const char *name)
 {
 	size_t len = strlen(name);

@@ -11,14 +11,22 @@ int wpt_proc_open(pid_t pid);
 /* The whole of a small file, NUL-terminated; returns its length, cut at size - 1, or -errno. */
 ssize_t wpt_proc_read(int dir, const char *path, char *buf, size_t size);
 
+#ifndef PF_EXITING
+#define PF_EXITING 0x00000004
+#define PF_KTHREAD 0x00200000
+#endif
+
 struct wpt_proc_stat {
 	char comm[64];
 	char state;
-	uint32_t flags;
+	uint32_t flags; /* PF_* */
 	uint64_t start_time;
 };
 
 int wpt_proc_stat(int dir, const char *path, struct wpt_proc_stat *st);
+
+/* The thread of a process's folder of threads is gone or on its way: it has no memory any more, and its files belong to root. */
+bool wpt_proc_is_exiting(int task, uint64_t tid);
 
 /* What decides whether a thread can be attached to, of its `status` file. */
 struct wpt_proc_status {

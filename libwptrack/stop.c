@@ -24,7 +24,7 @@
 #include <sys/wait.h>
 
 #include "proc.h"
-#include "restart.h"
+#include "stop_restart.h"
 #include "sys.h"
 
 enum { IDLE, ASKED, ANSWERED };

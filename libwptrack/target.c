@@ -19,6 +19,7 @@
 
 #define STAMP 0x7770747261636b21u
 #define BATCH 256      /* pieces of one process_vm_readv() */
+#define ATTACH_RETRIES 5
 #define MEM_STEP 65536 /* bytes read through `mem` before process_vm_readv() is tried again */
 
 int wpt_target_check(const struct wpt_target *t)
@@ -127,8 +128,11 @@ static int open_at(int dir, const char *prefix, pid_t tid, const char *name)
 	return fd == -EACCES ? -EPERM : fd;
 }
 
-/* Where the kernel put the program's random bytes; 0 if that can't be told (a target of another word size). */
-static uint64_t find_token(int task, pid_t tid)
+/*
+ * Where the kernel put the program's random bytes; 0 if that can't be told (a target of another word size), -ESRCH while a program is
+ * being executed: it has no list yet.
+ */
+static int find_token(int task, pid_t tid, uint64_t *addr)
 {
 	unsigned long words[128];
 	char path[64];
@@ -136,9 +140,12 @@ static uint64_t find_token(int task, pid_t tid)
 	size_t i;
 
 	n = wpt_proc_read(task, wpt_proc_path(path, "", (uint64_t)tid, "/auxv"), (char *)words, sizeof(words));
-	for (i = 0; n > 0 && i + 1 < (size_t)n / sizeof(words[0]); i += 2)
+	*addr = 0;
+	if (n < (ssize_t)sizeof(words[0]) || !words[0])
+		return n < 0 && n != -ENOENT ? (int)n : -ESRCH;
+	for (i = 0; i + 1 < (size_t)n / sizeof(words[0]); i += 2)
 		if (words[i] == AT_RANDOM)
-			return words[i + 1];
+			*addr = words[i + 1];
 	return 0;
 }
 
@@ -161,10 +168,13 @@ static int open_thread(void *arg, uint64_t tid)
 	t->pagemap = open_at(t->task, "", (pid_t)tid, "/pagemap");
 	t->maps = open_at(t->task, "", (pid_t)tid, "/maps");
 	o->rc = WPT_MIN(WPT_MIN(t->mem, t->pagemap), t->maps);
-	if (o->rc < 0)
+	if (o->rc >= 0)
+		o->rc = find_token(t->task, (pid_t)tid, &t->token_addr);
+	if (o->rc < 0) {
+		if (wpt_proc_is_exiting(t->task, tid))
+			o->rc = -ESRCH;
 		return o->rc == -ESRCH ? 0 : o->rc;
-	o->rc = 0;
-	t->token_addr = find_token(t->task, (pid_t)tid);
+	}
 	if (t->token_addr)
 		n = wpt_mem_pread(t->mem, t->token, WPT_TOKEN_BYTES, t->token_addr);
 	if (n != 0 && n != WPT_TOKEN_BYTES)
@@ -253,7 +263,7 @@ static int attach_open(struct wpt_target *t, pid_t pid)
 	rc = wpt_proc_stat(t->proc, "stat", &before);
 	if (rc)
 		return rc;
-	if (before.flags & 0x00200000) /* PF_KTHREAD: no memory of its own */
+	if (before.flags & PF_KTHREAD) /* no memory of its own */
 		return -EPERM;
 	rc = t->task = (int)wpt_sys(SYS_openat, t->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (rc < 0)
@@ -271,7 +281,7 @@ static int attach_open(struct wpt_target *t, pid_t pid)
 	return wpt_target_alive(t);
 }
 
-int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log)
+static int attach_once(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log)
 {
 	struct wpt_target *t;
 	int rc;
@@ -289,6 +299,27 @@ int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_
 	}
 	*out = t;
 	return 0;
+}
+
+/* A process that executes a program just now is tried again: it is there, and the new program is what to attach to. */
+int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log)
+{
+	const struct timespec pause = { 0, 500000 };
+	struct wpt_proc_stat st;
+	int rc, proc, i;
+	bool exists;
+
+	for (i = 0;; i++) {
+		rc = attach_once(out, pid, stop_timeout_ms, uffd, log);
+		if ((rc != -WPT_E_GONE && rc != -EAGAIN) || i == ATTACH_RETRIES)
+			return rc;
+		proc = wpt_proc_open(pid);
+		exists = proc >= 0 && !wpt_proc_stat(proc, "stat", &st) && st.state != 'X';
+		wpt_fd_close(&proc);
+		if (!exists || (st.state == 'Z' && i > 0))
+			return rc;
+		nanosleep(&pause, NULL);
+	}
 }
 
 pid_t wpt_target_pid(const struct wpt_target *t)

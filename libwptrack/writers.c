@@ -212,26 +212,22 @@ static int look_thread(void *arg, uint64_t number)
 {
 	struct threads *th = arg;
 	struct look *l = th->l;
-	struct wpt_proc_stat st;
 	char path[64];
 	int rc;
 
 	if (th->first && wpt_sys(SYS_kcmp, th->first, (long)number, WPT_KCMP_FILES, 0, 0) == 0)
 		return 0;
-	if (wpt_proc_stat(l->task, wpt_proc_path(path, "", number, "/stat"), &st) || st.state == 'Z' || st.state == 'X')
-		return 0;
 	rc = look_fds(l, l->task, wpt_proc_path(path, "", number, "/fd"));
+	if (rc >= 0 && !th->first && !l->own)
+		rc = look_maps(l, l->task, wpt_proc_path(path, "", number, "/maps"));
 	if (is_denied(rc)) {
+		if (wpt_proc_is_exiting(l->task, number))
+			return 0;
 		th->denied = rc;
 		return 1;
 	}
-	if (!th->first && !l->own) {
-		rc = look_maps(l, l->task, wpt_proc_path(path, "", number, "/maps"));
-		if (is_denied(rc)) {
-			th->denied = rc;
-			return 1;
-		}
-	}
+	if (rc < 0)
+		return 0;
 	th->first = (pid_t)number;
 	return 0;
 }
@@ -249,7 +245,7 @@ static int look_process(void *arg, uint64_t number)
 	l->proc = l->own ? l->t->proc : wpt_proc_open(l->pid);
 	if (l->proc < 0)
 		return 0;
-	if (!wpt_proc_stat(l->proc, "stat", &st) && !(st.flags & 0x00200000 /* PF_KTHREAD */)) {
+	if (!wpt_proc_stat(l->proc, "stat", &st) && !(st.flags & PF_KTHREAD)) {
 		l->task = (int)wpt_sys(SYS_openat, l->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (l->task >= 0)
 			wpt_proc_numbers(l->task, look_thread, &th);

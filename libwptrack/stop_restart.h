@@ -4,8 +4,8 @@
  * call would wait for ever, so that waiting anew is the same, its result is changed to "restart unless a handler runs".
  * Calls with a timeout keep their EINTR: to start them anew would prolong them at every stop.
  */
-#ifndef WPT_RESTART_H
-#define WPT_RESTART_H
+#ifndef WPT_STOP_RESTART_H
+#define WPT_STOP_RESTART_H
 
 #include <elf.h>
 #include <stdbool.h>

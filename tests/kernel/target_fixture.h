@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: MIT */
+/* A target process for the tests: this program executed anew with the name of a mode, and a page shared with it. */
+#ifndef TARGET_FIXTURE_H
+#define TARGET_FIXTURE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "target.h"
+#include "uapi.h"
+
+#define SHARED_FD 200
+#define PIPE_READ 201
+#define PIPE_WRITE 202
+#define MAX_COUNT 64
+#define NOBODY 65534
+
+struct shared {
+	atomic_int ready, stop, word;
+	atomic_ulong errors;
+	atomic_ulong count[MAX_COUNT];
+	uint64_t addr[8]; /* of the target's memory, for the test */
+	char message[256];
+};
+
+struct fixture {
+	pid_t pid;
+	struct shared *sh;
+	int memfd, pipe[2];
+};
+
+static inline void sleep_us(unsigned us)
+{
+	struct timespec ts = { us / 1000000, (long)(us % 1000000) * 1000 };
+
+	while (nanosleep(&ts, &ts))
+		;
+}
+
+/* Something that must come to pass, and does so soon on a machine that is not dead. */
+#define WAIT_FOR(condition)                                                                      \
+	do {                                                                                     \
+		uint64_t wait_end_ = wpt_now_ns() + 20000000000u;                                \
+		while (!(condition)) {                                                           \
+			if (wpt_now_ns() > wait_end_)                                            \
+				fail_msg("%s:%d: waited in vain for %s", __FILE__, __LINE__, #condition); \
+			sleep_us(200);                                                           \
+		}                                                                                \
+	} while (0)
+
+/* ---- the target's side ---- */
+
+static struct shared *sh;
+
+#define TARGET_CHECK(condition)                                                                  \
+	do {                                                                                     \
+		if (!(condition)) {                                                              \
+			if (!atomic_fetch_add(&sh->errors, 1))                                   \
+				snprintf(sh->message, sizeof(sh->message), "line %d: %s (errno %d)", __LINE__, #condition, errno); \
+		}                                                                                \
+	} while (0)
+
+static inline void target_open(void)
+{
+	sh = mmap(NULL, sizeof(*sh), PROT_READ | PROT_WRITE, MAP_SHARED, SHARED_FD, 0);
+	if (sh == MAP_FAILED)
+		_exit(99);
+}
+
+/* ---- the test's side ---- */
+
+static inline char task_state(pid_t pid, pid_t tid)
+{
+	char path[64], buf[512], *p;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", pid, tid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	n = read(fd, buf, sizeof(buf) - 1);
+	close(fd);
+	if (n <= 0)
+		return 0;
+	buf[n] = 0;
+	p = strrchr(buf, ')');
+	return p ? p[2] : 0;
+}
+
+/* A number of /proc/PID/status, by its name with the colon. */
+static inline long task_status(pid_t pid, const char *name, int base)
+{
+	char path[64], line[512];
+	long value = -1;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	f = fopen(path, "re");
+	while (f && fgets(line, sizeof(line), f))
+		if (!strncmp(line, name, strlen(name)))
+			value = (long)strtoul(line + strlen(name), NULL, base);
+	if (f)
+		fclose(f);
+	return value;
+}
+
+static inline int count_fds(pid_t pid)
+{
+	char path[64];
+	int n = 0;
+	DIR *d;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	d = opendir(path);
+	if (!d)
+		return -1;
+	while (readdir(d))
+		n++;
+	closedir(d);
+	return n;
+}
+
+static inline void fixture_start(struct fixture *f, const char *mode, uid_t uid)
+{
+	memset(f, 0, sizeof(*f));
+	f->memfd = memfd_create("shared", MFD_CLOEXEC);
+	assert_true(f->memfd >= 0);
+	assert_int_equal(ftruncate(f->memfd, sizeof(*f->sh)), 0);
+	f->sh = mmap(NULL, sizeof(*f->sh), PROT_READ | PROT_WRITE, MAP_SHARED, f->memfd, 0);
+	assert_true(f->sh != MAP_FAILED);
+	assert_int_equal(pipe2(f->pipe, O_CLOEXEC), 0);
+	f->pid = fork();
+	assert_true(f->pid >= 0);
+	if (!f->pid) {
+		dup2(f->memfd, SHARED_FD);
+		dup2(f->pipe[0], PIPE_READ);
+		dup2(f->pipe[1], PIPE_WRITE);
+		if (uid && (setgid(uid) || setuid(uid)))
+			_exit(98);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execl("/proc/self/exe", "target", mode, NULL);
+		_exit(97);
+	}
+	WAIT_FOR(atomic_load(&f->sh->ready) || waitpid(f->pid, NULL, WNOHANG) == f->pid);
+	assert_true(atomic_load(&f->sh->ready));
+}
+
+static inline void fixture_wake(struct fixture *f)
+{
+	assert_int_equal(write(f->pipe[1], "x", 1), 1);
+}
+
+/* The target ends by itself, with the status that it ends with when nobody watches it, and found nothing wrong. */
+static inline void fixture_finish(struct fixture *f, int want)
+{
+	pid_t got = 0;
+	int status = -1;
+
+	atomic_store(&f->sh->stop, 1);
+	WAIT_FOR((got = waitpid(f->pid, &status, WNOHANG)) != 0);
+	assert_int_equal(got, f->pid);
+	if (atomic_load(&f->sh->errors))
+		fail_msg("the target says: %s", f->sh->message);
+	if (status != want)
+		fail_msg("the target's status is 0x%x, not 0x%x", status, want);
+	munmap(f->sh, sizeof(*f->sh));
+	close(f->memfd);
+	close(f->pipe[0]);
+	close(f->pipe[1]);
+}
+
+static inline void fixture_kill(struct fixture *f)
+{
+	kill(f->pid, SIGKILL);
+	while (waitpid(f->pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	munmap(f->sh, sizeof(*f->sh));
+	close(f->memfd);
+	close(f->pipe[0]);
+	close(f->pipe[1]);
+}
+
+static inline struct wpt_target *must_attach(pid_t pid)
+{
+	struct wpt_target *t = NULL;
+	int rc = -1, i;
+
+	/* A thread that happens to be in an uninterruptible wait for a while is no failure. */
+	for (i = 0; i < 5 && rc; i++) {
+		rc = wpt_target_attach(&t, pid, 2000, true, NULL);
+		if (rc != -WPT_E_STOP_TIMEOUT)
+			break;
+	}
+	if (rc)
+		fail_msg("attach: %s", wpt_strerror(rc));
+	return t;
+}
+
+static inline void must_stop(struct wpt_target *t)
+{
+	uint64_t at;
+	int rc = wpt_target_stop(t, &at);
+
+	if (rc)
+		fail_msg("stop: %s", wpt_strerror(rc));
+}
+
+/* Runs a test as an unprivileged user, in a process of its own. */
+static inline void as_nobody(void (*fn)(void **state))
+{
+	const struct CMUnitTest tests[] = { { "as nobody", fn, NULL, NULL, NULL } };
+	int status;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		if (getuid() == 0 && (setgid(NOBODY) || setuid(NOBODY)))
+			_exit(98);
+		prctl(PR_SET_DUMPABLE, 1);
+		dup2(open("/dev/null", O_WRONLY), 1);
+		cmocka_set_test_filter(NULL);
+		_exit(cmocka_run_group_tests(tests, NULL, NULL));
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+#endif
