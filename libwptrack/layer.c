@@ -455,8 +455,7 @@ int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, 
 	if (!w)
 		return -ENOMEM;
 	w->params = *params;
-	if (w->params.nr_threads == 0)
-		w->params.nr_threads = 1;
+	w->params.nr_threads = WPT_MAX(1u, WPT_MIN(params->nr_threads, WPT_PIPE_THREADS_MAX));
 	pipe.nr_threads = w->params.nr_threads;
 	pipe.arg = w;
 	wpt_page_key_init(&w->key, params->key);
@@ -560,6 +559,11 @@ int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
 	w->again |= back || job->mixed;
 	job->again = w->again;
 	return wpt_pipe_submit(w->pipe, &job->pipe, back || job->mixed);
+}
+
+int wpt_layer_drain(struct wpt_layer_writer *w)
+{
+	return wpt_pipe_drain(w->pipe);
 }
 
 /* ---- sections ---- */

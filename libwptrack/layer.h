@@ -63,7 +63,8 @@ struct wpt_layer_writer;
 
 /*
  * Starts threads (all signals blocked), allocates, warms the compressors up so that they do not allocate later, writes the head.
- * `sink` stays the caller's. Errors: -ENOMEM, -EAGAIN, the sink's.
+ * `sink` stays the caller's; writes to it are gathered, so that its errors may come with a later call. A link without a parent is full.
+ * Errors: -ENOMEM, -EAGAIN, the sink's.
  */
 int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, const struct wpt_layer_params *p);
 
@@ -72,13 +73,22 @@ int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, 
  * written. Returns the first error of the writer's threads, sticky. No malloc here nor in submit.
  */
 int wpt_layer_batch_get(struct wpt_layer_writer *w, struct wpt_batch **out, bool wait);
-/* Hands the batch over; also an empty one. The order of submission is the order in the file. Addresses ascend within a pass. */
+/*
+ * Hands the batch over; also an empty one. The order of submission is the order in the file: of a page that comes twice the later copy
+ * counts. Addresses ascend within a pass; where they go back, the batch waits for those before it. -EINVAL, sticky: items that
+ * overflow, or whose pages of data are not nr_pages in all.
+ */
 int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b);
+/* Waits until all that was submitted is written and the ledger knows it: before a second pass asks the ledger what the link says. */
+int wpt_layer_drain(struct wpt_layer_writer *w);
 
-/* A section; the data is copied or written at once. `same_as_parent` sections are left out by the caller. */
+/* A section, at most one of a type, written at once. Those that are the same as the parent's are left out by the caller. */
 int wpt_layer_section(struct wpt_layer_writer *w, uint32_t type, const void *data, size_t len);
 
-/* The ranges; left out if the parent's are the same and the link is not full. Once, before finish. */
+/*
+ * The ranges, ascending, page-aligned, not overlapping (-EINVAL). Once, before finish; the caller leaves it out where the parent's are the
+ * same. A full link needs them: finish gives -EINVAL without.
+ */
 int wpt_layer_ranges(struct wpt_layer_writer *w, const struct wpt_layer_range *ranges, uint64_t nr);
 
 struct wpt_layer_result {

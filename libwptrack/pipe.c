@@ -12,8 +12,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#define THREADS_MAX 64u
-
 struct wpt_pipe {
 	struct wpt_pipe_params params;
 	size_t bytes;                  /* of this struct */
@@ -29,7 +27,7 @@ struct wpt_pipe {
 	uint8_t *outs;
 	uint32_t nr_outs, nr_free_outs;
 	uint32_t nr_threads;
-	pthread_t threads[THREADS_MAX];
+	pthread_t threads[WPT_PIPE_THREADS_MAX];
 	void *free_outs[];
 };
 
@@ -140,7 +138,7 @@ int wpt_pipe_open(struct wpt_pipe **out, const struct wpt_pipe_params *params)
 	size_t bytes = sizeof(*p) + nr_outs * sizeof(void *);
 	int ret;
 
-	if (params->nr_threads < 1 || params->nr_threads > THREADS_MAX)
+	if (params->nr_threads < 1 || params->nr_threads > WPT_PIPE_THREADS_MAX)
 		return -EINVAL;
 	p = wpt_vm_alloc(bytes);
 	if (!p)

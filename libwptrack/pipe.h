@@ -11,6 +11,8 @@
 
 #include "base.h"
 
+#define WPT_PIPE_THREADS_MAX 64u
+
 struct wpt_pipe;
 
 /* Lies at the start of the caller's job. */
@@ -23,7 +25,7 @@ struct wpt_pipe_job {
 };
 
 struct wpt_pipe_params {
-	uint32_t nr_threads;   /* at least 1 */
+	uint32_t nr_threads;   /* 1 to WPT_PIPE_THREADS_MAX */
 	size_t out_bytes;      /* memory for the result of a job */
 	int (*work)(void *arg, uint32_t thread, struct wpt_pipe_job *job);
 	int (*emit)(void *arg, struct wpt_pipe_job *job);
