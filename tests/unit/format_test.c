@@ -747,6 +747,10 @@ static void impossible_runs_are_refused(void **state)
 	assert_int_equal(leaf_of((uint8_t *)"\4\0\1", 3, 8, 8), -WPT_E_DAMAGED);      /* an empty leaf */
 	assert_int_equal(leaf_of((uint8_t *)"\4\0\1", 3, end - 1, end), 0);
 	assert_int_equal(leaf_of((uint8_t *)"\4\0\1", 3, end - 1, end + 1), -WPT_E_DAMAGED);
+	assert_int_equal(leaf_of((uint8_t *)"", 0, 7, 8), -WPT_E_DAMAGED);
+	leaf_buf[12] = 0; /* no runs, and none announced */
+	sign(leaf_buf, 36 + 24 + 8);
+	assert_int_equal(leaf_all(leaf_buf, 36 + 24 + 8), -WPT_E_DAMAGED);
 	/* varints: longer than necessary, cut, 64 bits, 65 bits */
 	assert_int_equal(leaf_of((uint8_t *)"\4\0\x81\0", 4, 7, 8), -WPT_E_DAMAGED);
 	assert_int_equal(leaf_of((uint8_t *)"\4\0\x81", 3, 7, 8), -WPT_E_DAMAGED);
