@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * `seen` is read and written without a lock: a torn or lost entry costs a duplicate that is not found, nothing else. Kept pages are in
+ * `seen` is read and written without a lock: a lost entry costs a duplicate that is not found, nothing else. Kept pages are in
  * sets of a few, one lock for many sets.
  */
 #include "layer_dedup.h"
@@ -8,7 +8,7 @@
 #include <pthread.h>
 
 #define PAGE_BYTES 4096u
-#define SEEN (1u << 17)   /* entries of 8 bytes */
+#define SEEN (1u << 18)   /* entries of 4 bytes */
 #define WAYS 4u
 #define SETS 1024u        /* WAYS * SETS pages: 16 MiB */
 #define LOCKS 32u
@@ -21,7 +21,7 @@ struct entry {
 };
 
 struct wpt_layer_dedup {
-	uint64_t seen[SEEN];
+	uint32_t seen[SEEN];
 	pthread_mutex_t locks[LOCKS];
 	uint32_t victim[SETS];
 	struct entry entries[SETS][WAYS];
@@ -47,10 +47,10 @@ void wpt_layer_dedup_close(struct wpt_layer_dedup *d)
 
 static bool seen_before(struct wpt_layer_dedup *d, const uint8_t hash[16])
 {
-	uint64_t tag, index;
+	uint32_t tag, index;
 
-	memcpy(&tag, hash, 8);
-	memcpy(&index, hash + 8, 8);
+	memcpy(&tag, hash + 4, 4);
+	memcpy(&index, hash + 8, 4);
 	index %= SEEN;
 	if (__atomic_load_n(&d->seen[index], __ATOMIC_RELAXED) == tag)
 		return true;

@@ -108,7 +108,7 @@ static void duplicates_point_backwards_only(void **state)
 {
 	struct wpt_layer_dedup *d;
 	struct wpt_layer_place place;
-	uint8_t page[WPT_PAGE] = { 1 }, hash[16] = { 2 };
+	uint8_t page[WPT_PAGE] = { 1 }, hash[16] = { 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 };
 
 	(void)state;
 	assert_int_equal(wpt_layer_dedup_open(&d), 0);
@@ -137,10 +137,9 @@ struct number {
 };
 
 struct pipe_test {
-	uint64_t emitted;
+	size_t emitted;
 	uint64_t fail_work, fail_emit; /* job that fails, UINT64_MAX: none */
-	uint64_t working, barrier_seen;
-	uint8_t out_ok;
+	int barrier_seen;
 };
 
 static int number_work(void *arg, uint32_t thread, struct wpt_pipe_job *job)
