@@ -415,11 +415,21 @@ static int head_write(struct wpt_layer_writer *w)
 	return wpt_layer_index_block(&w->index, bytes, wpt_fmt_head_encode(h, bytes));
 }
 
+static uint32_t threads_of(uint32_t nr_threads)
+{
+	return WPT_MAX(1u, WPT_MIN(nr_threads, WPT_PIPE_THREADS_MAX));
+}
+
+size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads)
+{
+	return WPT_MAX((size_t)(staging_bytes / BATCH_BYTES), (size_t)threads_of(nr_threads) + 2) * BATCH_BYTES;
+}
+
 static int jobs_open(struct wpt_layer_writer *w)
 {
-	w->nr_jobs = WPT_MAX((size_t)(w->params.staging_bytes / BATCH_BYTES), (size_t)w->params.nr_threads + 2);
+	w->nr_jobs = wpt_layer_staging_size(w->params.staging_bytes, w->params.nr_threads) / BATCH_BYTES;
 	w->jobs = wpt_vm_alloc(w->nr_jobs * sizeof(*w->jobs));
-	w->data = wpt_vm_alloc(w->nr_jobs * BATCH_BYTES);
+	w->data = w->params.staging ? w->params.staging : wpt_vm_alloc(w->nr_jobs * BATCH_BYTES);
 	if (!w->jobs || !w->data)
 		return -ENOMEM;
 	for (size_t i = w->nr_jobs; i-- > 0;) {
@@ -455,7 +465,7 @@ int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, 
 	if (!w)
 		return -ENOMEM;
 	w->params = *params;
-	w->params.nr_threads = WPT_MAX(1u, WPT_MIN(params->nr_threads, WPT_PIPE_THREADS_MAX));
+	w->params.nr_threads = threads_of(params->nr_threads);
 	pipe.nr_threads = w->params.nr_threads;
 	pipe.arg = w;
 	wpt_page_key_init(&w->key, params->key);
@@ -491,7 +501,7 @@ void wpt_layer_writer_close(struct wpt_layer_writer *w)
 	wpt_pipe_close(w->pipe);
 	if (w->jobs)
 		wpt_vm_free(w->jobs, w->nr_jobs * sizeof(*w->jobs));
-	if (w->data)
+	if (w->data && !w->params.staging)
 		wpt_vm_free(w->data, w->nr_jobs * BATCH_BYTES);
 	for (uint32_t i = 0; w->cctx && i < w->params.nr_threads; i++)
 		ZSTD_freeCCtx(w->cctx[i]);
@@ -559,6 +569,11 @@ int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
 	w->again |= back || job->mixed;
 	job->again = w->again;
 	return wpt_pipe_submit(w->pipe, &job->pipe, back || job->mixed);
+}
+
+void wpt_layer_hold(struct wpt_layer_writer *w, bool hold)
+{
+	wpt_pipe_hold(w->pipe, hold);
 }
 
 int wpt_layer_drain(struct wpt_layer_writer *w)

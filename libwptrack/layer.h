@@ -49,6 +49,10 @@ struct wpt_layer_params {
 	int level;
 	uint32_t nr_threads;
 	uint64_t staging_bytes;
+	/*
+	 * wpt_layer_staging_size() bytes that outlive the writer: the next link finds memory there instead of page faults. NULL: its own.
+	 */
+	void *staging;
 	struct wpt_ledger *ledger;    /* NULL: every page is stored (merge) */
 };
 
@@ -60,6 +64,9 @@ struct wpt_layer_range {
 };
 
 struct wpt_layer_writer;
+
+/* Bytes of memory that the batches of such a writer take. */
+size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads);
 
 /*
  * Starts threads (all signals blocked), allocates, warms the compressors up so that they do not allocate later, writes the head.
@@ -81,6 +88,9 @@ int wpt_layer_batch_get(struct wpt_layer_writer *w, struct wpt_batch **out, bool
 int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b);
 /* Waits until all that was submitted is written and the ledger knows it: before a second pass asks the ledger what the link says. */
 int wpt_layer_drain(struct wpt_layer_writer *w);
+
+/* Held, batches that are submitted wait, and the processors are the caller's; until it lets go, or waits for an empty batch. */
+void wpt_layer_hold(struct wpt_layer_writer *w, bool hold);
 
 /* A section, at most one of a type, written at once. Those that are the same as the parent's are left out by the caller. */
 int wpt_layer_section(struct wpt_layer_writer *w, uint32_t type, const void *data, size_t len);

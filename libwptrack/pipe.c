@@ -23,6 +23,7 @@ struct wpt_pipe {
 	struct wpt_pipe_job *first, *last, *todo;
 	uint64_t submitted;
 	bool emitting, stop;
+	bool held;                     /* no job is begun, unless the caller waits for one to become free */
 	int error;
 	uint8_t *outs;
 	uint32_t nr_outs, nr_free_outs;
@@ -97,7 +98,7 @@ static void *run(void *arg)
 	for (;;) {
 		if (p->first && p->first->worked && !p->emitting)
 			emit_first(p);
-		else if (p->todo && p->nr_free_outs && (!p->todo->barrier || p->todo == p->first))
+		else if (p->todo && !p->held && p->nr_free_outs && (!p->todo->barrier || p->todo == p->first))
 			work_next(p, thread);
 		else if (p->stop && !p->todo)
 			break;
@@ -174,12 +175,32 @@ void wpt_pipe_add(struct wpt_pipe *p, struct wpt_pipe_job *job)
 	pthread_mutex_unlock(&p->lock);
 }
 
+/* Under the lock. */
+static void let_go(struct wpt_pipe *p)
+{
+	if (p->held && p->todo)
+		pthread_cond_broadcast(&p->work);
+	p->held = false;
+}
+
+void wpt_pipe_hold(struct wpt_pipe *p, bool hold)
+{
+	pthread_mutex_lock(&p->lock);
+	if (hold)
+		p->held = true;
+	else
+		let_go(p);
+	pthread_mutex_unlock(&p->lock);
+}
+
 int wpt_pipe_get(struct wpt_pipe *p, struct wpt_pipe_job **out, bool wait)
 {
 	struct wpt_pipe_job *job = NULL;
 	int ret;
 
 	pthread_mutex_lock(&p->lock);
+	if (wait && !p->free)
+		let_go(p);
 	while (wait && !p->free && p->error == 0)
 		pthread_cond_wait(&p->progress, &p->lock);
 	ret = p->error;
@@ -209,7 +230,8 @@ int wpt_pipe_submit(struct wpt_pipe *p, struct wpt_pipe_job *job, bool barrier)
 	if (!p->todo)
 		p->todo = job;
 	ret = p->error;
-	pthread_cond_signal(&p->work);
+	if (!p->held)
+		pthread_cond_signal(&p->work);
 	pthread_mutex_unlock(&p->lock);
 	return ret;
 }
@@ -219,6 +241,7 @@ int wpt_pipe_drain(struct wpt_pipe *p)
 	int ret;
 
 	pthread_mutex_lock(&p->lock);
+	let_go(p);
 	while (p->first)
 		pthread_cond_wait(&p->progress, &p->lock);
 	ret = p->error;
@@ -245,6 +268,7 @@ void wpt_pipe_close(struct wpt_pipe *p)
 		if (p->error == 0)
 			p->error = -ECANCELED;
 		p->stop = true;
+		p->held = false;
 		pthread_cond_broadcast(&p->work);
 		pthread_mutex_unlock(&p->lock);
 		for (uint32_t i = 0; i < p->nr_threads; i++)

@@ -42,6 +42,11 @@ void wpt_pipe_add(struct wpt_pipe *p, struct wpt_pipe_job *job);
 int wpt_pipe_get(struct wpt_pipe *p, struct wpt_pipe_job **out, bool wait);
 int wpt_pipe_submit(struct wpt_pipe *p, struct wpt_pipe_job *job, bool barrier);
 
+/*
+ * Held, the threads begin no job, so that the caller has the processors to itself; until it lets go, or waits in get or drain.
+ */
+void wpt_pipe_hold(struct wpt_pipe *p, bool hold);
+
 /* Waits until every job was emitted; until the next submit the caller may then do what emit does. Returns the pipe's error. */
 int wpt_pipe_drain(struct wpt_pipe *p);
 

@@ -39,6 +39,8 @@ struct wpt_writer {
 	struct wpt_identity tip;
 	uint8_t tip_digest[16];
 	uint8_t key[32];
+	/* Of the layer writers, kept from link to link: filled while the target stands still, when page faults are the larger part. */
+	void *staging;
 	struct wpt_origin origin;
 	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
 	struct wpt_vec maps_text;      /* its mappings */
@@ -272,7 +274,8 @@ int wpt_writer_open(struct wpt_writer **out, struct wpt_tracker *t, const char *
 	w->all = true;
 	w->ranges_text.elem_size = w->maps_text.elem_size = w->notes_text.elem_size = 1;
 	wpt_ledger_reset(t->ledger);
-	err = writer_start(w, path);
+	w->staging = wpt_vm_alloc(wpt_layer_staging_size(o.staging_bytes, o.nr_threads));
+	err = w->staging ? writer_start(w, path) : -ENOMEM;
 	w->o.parent = NULL; /* the caller's string */
 	if (err) {
 		wpt_writer_close(w);
@@ -300,6 +303,7 @@ void wpt_writer_close(struct wpt_writer *w)
 	wpt_vec_free(&w->ranges_text);
 	wpt_vec_free(&w->maps_text);
 	wpt_vec_free(&w->notes_text);
+	wpt_vm_free(w->staging, wpt_layer_staging_size(w->o.staging_bytes, w->o.nr_threads));
 	free(w->path);
 	free(w);
 }
@@ -337,6 +341,7 @@ static int open_layer(struct take *k)
 		.level = w->o.level,
 		.nr_threads = w->o.nr_threads,
 		.staging_bytes = w->o.staging_bytes,
+		.staging = w->staging,
 		.ledger = w->t->ledger,
 	};
 	int err;
@@ -386,8 +391,11 @@ static int take_paused(struct take *k)
 {
 	struct wpt_tracker *t = k->w->t;
 	uint64_t since;
-	int err = pause_target(k, &since);
+	int err;
 
+	/* The processors are for copying; compression has time afterwards. */
+	wpt_layer_hold(k->layer, true);
+	err = pause_target(k, &since);
 	if (err)
 		return err;
 	k->time_ns = realtime_ns();
@@ -403,6 +411,7 @@ static int take_paused(struct take *k)
 	if (!err && k->o.paused)
 		err = k->o.paused(k->o.arg);
 	resume_target(k, since);
+	wpt_layer_hold(k->layer, false);
 	return err;
 }
 
@@ -415,6 +424,9 @@ static int take_precopy(struct take *k)
 	k->copy.all = true;
 	if (!err)
 		err = wpt_copy_run(&k->copy);
+	/* The second pass leaves out zeros that the link shows already, and finds all staging memory free. */
+	if (!err)
+		err = wpt_layer_drain(k->layer);
 	if (!err)
 		err = wpt_target_alive(k->w->t->target);
 	/* What it copied is in the link; what was unknown is looked at again only if it is written or changes its mapping. */

@@ -5,6 +5,7 @@
 #include "link.h"
 #include "pipe.h"
 
+#include <sched.h>
 #include <semaphore.h>
 
 /* ---- the tree of leaves ---- */
@@ -188,6 +189,8 @@ static int pipe_run(struct pipe_test *t, uint32_t threads, uint32_t nr_jobs, uin
 		if (ret < 0)
 			break;
 		((struct number *)job)->n = n;
+		if (n % 29 == 0)
+			wpt_pipe_hold(pipe, n % 2);
 		ret = wpt_pipe_submit(pipe, job, n % 37 == 36);
 		if (ret == 0 && n % 101 == 100)
 			ret = wpt_pipe_drain(pipe);
@@ -212,6 +215,43 @@ static void results_come_in_order_whatever_the_threads_do(void **state)
 		assert_int_equal(t.emitted, 500);
 		assert_int_equal(t.barrier_seen, 0);
 	}
+}
+
+static void held_jobs_wait_until_they_are_let_go(void **state)
+{
+	struct pipe_test t = { .fail_work = UINT64_MAX, .fail_emit = UINT64_MAX };
+	struct wpt_pipe_params p = { 3, 64, number_work, number_emit, &t };
+	struct number numbers[4] = { 0 };
+	struct wpt_pipe_job *job;
+	struct wpt_pipe *pipe;
+
+	(void)state;
+	assert_int_equal(wpt_pipe_open(&pipe, &p), 0);
+	for (unsigned int i = 0; i < 4; i++)
+		wpt_pipe_add(pipe, &numbers[i].job);
+	for (uint64_t n = 0; n < 400; n += 4) {
+		wpt_pipe_hold(pipe, true);
+		for (uint64_t i = n; i < n + 4; i++) {
+			assert_int_equal(wpt_pipe_get(pipe, &job, false), 0);
+			assert_non_null(job);
+			((struct number *)job)->n = i;
+			assert_int_equal(wpt_pipe_submit(pipe, job, false), 0);
+			sched_yield();
+		}
+		assert_int_equal(wpt_pipe_get(pipe, &job, false), 0);
+		assert_null(job);
+		assert_int_equal(__atomic_load_n(&t.emitted, __ATOMIC_SEQ_CST), n);
+		if (n % 3 == 0) {
+			wpt_pipe_hold(pipe, false);
+		} else if (n % 3 == 1) {
+			/* Whoever waits for a free one gets it. */
+			assert_int_equal(wpt_pipe_get(pipe, &job, true), 0);
+			wpt_pipe_add(pipe, job);
+		}
+		assert_int_equal(wpt_pipe_drain(pipe), 0);
+		assert_int_equal(t.emitted, n + 4);
+	}
+	wpt_pipe_close(pipe);
 }
 
 static void first_error_of_the_pipe_ends_it(void **state)
@@ -287,6 +327,7 @@ int main(void)
 		cmocka_unit_test(leaves_fill_up_and_their_frames_are_found),
 		cmocka_unit_test(duplicates_point_backwards_only),
 		cmocka_unit_test(results_come_in_order_whatever_the_threads_do),
+		cmocka_unit_test(held_jobs_wait_until_they_are_let_go),
 		cmocka_unit_test(first_error_of_the_pipe_ends_it),
 		cmocka_unit_test(error_during_an_emission_is_kept),
 	};
