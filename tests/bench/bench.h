@@ -76,6 +76,8 @@ uint64_t bench_status_kib(pid_t pid, const char *key);
 uint64_t bench_random(uint64_t *state);
 /* Private anonymous memory in 4 KiB pages, not touched. */
 uint8_t *bench_map(uint64_t bytes);
+/* Keeps the memory out of swap, if this user may: what a busy machine swaps out is no part of any figure. */
+void bench_pin(uint8_t *memory, uint64_t bytes);
 /*
  * One page of memory as programs have it, by number and seed: 10% zeros, 10% random bytes, the others text, records of integers and
  * pointers, and keys with values. WPT_BENCH_DATA names a file whose bytes are used instead.

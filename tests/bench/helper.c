@@ -265,6 +265,11 @@ uint8_t *bench_map(uint64_t bytes)
 	return p;
 }
 
+void bench_pin(uint8_t *memory, uint64_t bytes)
+{
+	(void)!mlock2(memory, bytes, MLOCK_ONFAULT);
+}
+
 static void fill_text(uint8_t *page, uint64_t *r)
 {
 	static const char words[64][12] = {
@@ -444,6 +449,7 @@ static __attribute__((noreturn)) void target_main(struct bench_target *t)
 	struct request q;
 	uint64_t answer;
 
+	bench_pin(t->memory, t->bytes);
 	while (read(t->fd, &q, sizeof(q)) == (ssize_t)sizeof(q)) {
 		answer = 0;
 		switch (q.command) {

@@ -134,6 +134,7 @@ int main(void)
 	regions = calloc(NR_REGIONS, sizeof(*regions));
 	pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	bench_check_errno(!regions || pagemap < 0, "/proc/self/pagemap");
+	bench_pin(memory, bytes);
 	for (uint64_t i = 0; i < bytes; i += BENCH_PAGE)
 		memory[i] = 1;
 	bench_check(wpt_tracker_open(&t, NULL), "wpt_tracker_open");
