@@ -7,6 +7,7 @@
 
 #include "base.h"
 #include "layer.h"
+#include "reader.h"
 
 /* The last link's identity, its digest, origin and the chain's key: what the next link is made from. */
 void wpt_chain_tip(const struct wpt_chain *c, struct wpt_identity *identity, uint8_t digest[16], struct wpt_origin *origin,
@@ -22,5 +23,40 @@ uint64_t wpt_chain_end_offset(const struct wpt_chain *c);
 int wpt_chain_walk(struct wpt_chain *c, uint64_t start, uint64_t end,
 		   int (*each)(void *arg, uint64_t addr, uint64_t nr_pages, enum wpt_known known, const struct wpt_hash *hashes),
 		   void *arg);
+
+/* ---- the walker: what a page is at the last link, without its bytes ---- */
+
+enum wpt_view {
+	WPT_VIEW_UNTRACKED = 0,  /* in no range of the last link */
+	WPT_VIEW_ZERO = 1,
+	WPT_VIEW_DATA = 2,
+	WPT_VIEW_UNREADABLE = 3,
+	WPT_VIEW_GUARD = 4
+};
+
+/* Pages that one record of one link decides, or that none does. */
+struct wpt_view_run {
+	uint64_t start, end;     /* page-aligned */
+	enum wpt_view view;
+	uint32_t link;           /* if DATA: index in the chain */
+	struct wpt_reader_run r; /* if DATA: the record, cut to [start, end) */
+};
+
+struct wpt_walker;
+
+/* start and end are page-aligned. A walker is used by one thread; many walkers of one chain may be used at once. */
+int wpt_walker_open(struct wpt_walker **out, struct wpt_chain *c, uint64_t start, uint64_t end);
+/* 1 and the next run, in order of address, without gaps; 0 at the end; an error. Adjacent runs of one view but DATA are joined. */
+int wpt_walker_next(struct wpt_walker *w, struct wpt_view_run *run);
+void wpt_walker_close(struct wpt_walker *w);
+
+/* Bytes of a DATA run: [addr, addr + len) lies in it, at any alignment. Checked against the pages' hashes. Any thread. */
+int wpt_chain_run_read(struct wpt_chain *c, const struct wpt_view_run *run, uint64_t addr, void *buf, size_t len);
+/* Hashes of the pages of a DATA run, from `first` (an address in it) on. Any thread. */
+int wpt_chain_run_hashes(struct wpt_chain *c, const struct wpt_view_run *run, uint64_t first, uint64_t nr_pages, struct wpt_hash *hashes);
+
+/* The link that is number `index`, 0 the oldest. */
+struct wpt_reader *wpt_chain_reader(struct wpt_chain *c, uint32_t index);
+uint32_t wpt_chain_nr_links(const struct wpt_chain *c);
 
 #endif

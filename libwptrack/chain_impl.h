@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/* The inside of a chain, shared by chain.c, walker.c and view.c only. */
+#ifndef WPT_CHAIN_IMPL_H
+#define WPT_CHAIN_IMPL_H
+
+#include "cache.h"
+#include "chain.h"
+#include "pool.h"
+#include "reader.h"
+
+struct wpt_listed_range {
+	uint64_t start, end;
+	uint32_t kind, reason;
+	char *name;
+};
+
+/* Ascending, disjoint. */
+struct wpt_range_list {
+	uint32_t nr;
+	struct wpt_listed_range ranges[];
+};
+
+struct wpt_chain_link {
+	struct wpt_reader *reader;
+	struct wpt_range_list *ranges;  /* its own, or an older link's */
+	bool owns_ranges;
+	const char *name;               /* the pool's */
+};
+
+struct wpt_chain {
+	struct wpt_pool *pool;
+	struct wpt_cache *cache;
+	struct wpt_chain_link *links;   /* 0 the oldest */
+	uint32_t nr_links;
+	uint64_t end_offset;            /* of the last good link in a file */
+	uint64_t torn_bytes;            /* behind it */
+};
+
+/* All of a section into memory from malloc(), with room for one byte more. */
+int wpt_section_load(struct wpt_reader *r, const struct wpt_fmt_section *s, size_t max, void **data, size_t *len);
+
+#endif
