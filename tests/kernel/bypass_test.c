@@ -1,0 +1,530 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Memory that changes without a page fault of the target: other processes, system calls, other mappings. Never a wrong snapshot,
+ * unless the caller vouched for being the only writer.
+ */
+#include "torture_util.h"
+
+#include <sys/syscall.h>
+
+#define PAGES 256u
+#define BYTES (PAGES * TP)
+
+/* ---- another process, told what to do over a pipe ---- */
+
+enum { OTHER_STORE, OTHER_PWRITE, OTHER_PUNCH };
+
+struct order {
+	int what, fd;
+	size_t page;
+	unsigned value;
+	char path[100]; /* opened for the order, if not empty */
+};
+
+struct other {
+	pid_t pid;
+	int to, from;
+};
+
+static void other_do(const struct order *o, char *map)
+{
+	char page[TP];
+	int fd = o->path[0] ? open(o->path, O_RDWR | O_CLOEXEC) : o->fd;
+
+	memset(page, (int)o->value, sizeof(page));
+	if (o->path[0] && o->what == OTHER_STORE)
+		map = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (o->what == OTHER_STORE)
+		memset(map + o->page * TP, (int)o->value, TP);
+	else if (o->what == OTHER_PWRITE && pwrite(fd, page, TP, (off_t)(o->page * TP)) != (ssize_t)TP)
+		_exit(3);
+	else if (o->what == OTHER_PUNCH && fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(o->page * TP), (off_t)TP))
+		_exit(4);
+	if (o->path[0] && o->what == OTHER_STORE)
+		munmap(map, BYTES);
+	if (o->path[0])
+		close(fd);
+}
+
+/* `fd` >= 0: it keeps the descriptor; `map`: it keeps the (inherited or own) mapping. What is neither is given up. */
+static struct other other_start(int fd, int keep_fd, char *inherited, bool map)
+{
+	struct other o;
+	int to[2], from[2];
+
+	assert_int_equal(pipe(to), 0);
+	assert_int_equal(pipe(from), 0);
+	o.pid = fork();
+	assert_true(o.pid >= 0);
+	if (o.pid == 0) {
+		struct order order;
+		char *m = inherited;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		close(to[1]);
+		close(from[0]);
+		if (!map && inherited)
+			munmap(inherited, BYTES);
+		if (map && fd >= 0) {
+			munmap(inherited, BYTES);
+			m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		}
+		if (fd >= 0 && !keep_fd)
+			close(fd);
+		if (write(from[1], "r", 1) != 1)
+			_exit(1);
+		while (read(to[0], &order, sizeof(order)) == sizeof(order)) {
+			other_do(&order, m);
+			if (write(from[1], "d", 1) != 1)
+				_exit(2);
+		}
+		_exit(0);
+	}
+	close(to[0]);
+	close(from[1]);
+	o.to = to[1];
+	o.from = from[0];
+	char c;
+	assert_int_equal(read(o.from, &c, 1), 1);
+	return o;
+}
+
+static void other_order(struct other *o, struct order order)
+{
+	char c;
+
+	assert_int_equal(write(o->to, &order, sizeof(order)), sizeof(order));
+	assert_int_equal(read(o->from, &c, 1), 1);
+}
+
+static void other_end(struct other *o)
+{
+	int status;
+
+	close(o->to);
+	assert_int_equal(waitpid(o->pid, &status, 0), o->pid);
+	assert_int_equal(status, 0);
+	close(o->from);
+}
+
+/* ---- files ---- */
+
+static int new_memfd(void)
+{
+	int fd = memfd_create("bypass", MFD_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)BYTES), 0);
+	return fd;
+}
+
+static int new_file(const char *dir, char path[100])
+{
+	int fd;
+
+	snprintf(path, 100, "%s/wptrack-bypass-XXXXXX", dir);
+	fd = mkostemp(path, O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(ftruncate(fd, (off_t)BYTES), 0);
+	return fd;
+}
+
+static void start(struct fix *f, char *m, uint32_t flags)
+{
+	fix_fill(m, BYTES, 1);
+	fix_tracker(f, 0, WPT_BACKEND_ASYNC, flags);
+	fix_add(f, m, BYTES);
+	fix_writer(f);
+	fix_take_and_check(f);
+	fix_take_and_check(f);
+}
+
+static void second_process_maps_it(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	int fd = new_memfd();
+	char *m = fix_map(BYTES, MAP_SHARED, fd);
+	struct other o = other_start(fd, 0, m, true);
+	struct fix f;
+
+	start(&f, m, 0);
+	assert_int_equal(fix_look(&f, m).reason, WPT_REASON_OTHER_WRITER);
+	for (unsigned i = 0; i < 6; i++) {
+		for (unsigned k = 0; k < 5; k++)
+			other_order(&o, (struct order){ .what = OTHER_STORE, .page = (i * 37 + k * 11) % PAGES, .value = i + 1 });
+		memset(m + (i * 13 % PAGES) * TP, 0x40 + (int)i, 100);
+		fix_take_and_check(&f);
+		assert_int_equal(f.stats.pages_compared, PAGES);
+	}
+	other_end(&o);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(fd);
+}
+
+static int say_no(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
+/* The link that knew of the other writer fails, and by the next one the writer is gone. */
+static void writer_that_only_a_failed_link_saw(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	int fd = new_memfd();
+	char *m = fix_map(BYTES, MAP_SHARED, fd), *again;
+	struct wpt_take_options no = { .size = sizeof(no), .paused = say_no };
+	struct other o;
+	struct fix f;
+
+	start(&f, m, 0);
+	for (unsigned i = 0; i < 3; i++) {
+		o = other_start(fd, 0, m, true);
+		fix_take_and_check(&f);
+		other_order(&o, (struct order){ .what = OTHER_STORE, .page = i * 7, .value = i + 90 });
+		other_end(&o);
+		assert_true(fix_try(&f, &no) < 0);
+		assert_true(fix_try(&f, &no) < 0);
+		fix_take_and_check(&f);
+		again = fix_map(BYTES, MAP_SHARED, fd);
+		fix_take_and_check(&f);
+		memset(again + (i * 7 + 50) * TP, 0x61 + (int)i, TP);
+		munmap(again, BYTES);
+		assert_true(fix_try(&f, &no) < 0);
+		assert_true(fix_try(&f, &no) < 0);
+		fix_take_and_check(&f);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(fd);
+}
+
+static void sole_writer_is_believed(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	int fd = new_memfd();
+	char *m = fix_map(BYTES, MAP_SHARED, fd);
+	struct other o = other_start(fd, 0, m, true);
+	struct fix f;
+
+	start(&f, m, WPT_TRACK_ASSUME_SOLE_WRITER);
+	assert_int_equal(fix_look(&f, m).reason, WPT_REASON_NONE);
+	other_order(&o, (struct order){ .what = OTHER_STORE, .page = 7, .value = 9 });
+	fix_take(&f);
+	/* The proof that the other tests test something: this write is invisible to the kernel's tracking. */
+	assert_int_equal(fix_wrong(&f), 1);
+	other_end(&o);
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(fd);
+}
+
+static void second_process_with_descriptor(void **state)
+{
+	static const char *const dirs[] = { NULL, "/dev/shm", "/var/tmp" };
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned d = 0; d < 3; d++) {
+		char path[100] = "";
+		int fd = d ? new_file(dirs[d], path) : new_memfd();
+		char *m = fix_map(BYTES, MAP_SHARED, fd);
+		struct other o = other_start(fd, 1, m, false);
+		struct fix f;
+
+		start(&f, m, 0);
+		assert_int_equal(fix_look(&f, m).reason, WPT_REASON_OTHER_WRITER);
+		for (unsigned i = 0; i < 4; i++) {
+			other_order(&o, (struct order){ .what = OTHER_PWRITE, .fd = fd, .page = i * 31, .value = i + 1 });
+			other_order(&o, (struct order){ .what = OTHER_PUNCH, .fd = fd, .page = i * 31 + 5 });
+			if (i & 1)
+				assert_int_equal(*(volatile char *)(m + (i * 31 + 5) * TP), 0); /* the hole is filled by a read */
+			fix_take_and_check(&f);
+		}
+		other_end(&o);
+		fix_close(&f);
+		munmap(m, BYTES);
+		close(fd);
+		if (path[0])
+			unlink(path);
+	}
+}
+
+static void come_and_gone_between_links(void **state)
+{
+	static const char *const dirs[] = { "/dev/shm", "/var/tmp" };
+	static const int whats[] = { OTHER_PWRITE, OTHER_PUNCH, OTHER_STORE };
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned d = 0; d < 2; d++) {
+		char path[100];
+		int fd = new_file(dirs[d], path);
+		char *m = fix_map(BYTES, MAP_SHARED, fd);
+		struct fix f;
+
+		close(fd);
+		start(&f, m, 0);
+		for (unsigned i = 0; i < 6; i++) {
+			/* Forked now: nothing of the target's is left in it but what it opens itself. */
+			struct other o = other_start(-1, 0, m, false);
+			struct order order = { .what = whats[i % 3], .page = i * 17 + 3, .value = 0x21 + i };
+
+			snprintf(order.path, sizeof(order.path), "%s", path);
+			other_order(&o, order);
+			other_end(&o);
+			fix_take_and_check(&f);
+		}
+		fix_close(&f);
+		munmap(m, BYTES);
+		unlink(path);
+	}
+}
+
+static void private_mapping_of_a_file_that_changes(void **state)
+{
+	static const char *const dirs[] = { "/dev/shm", "/var/tmp" };
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned d = 0; d < 2; d++) {
+		char path[100];
+		int fd = new_file(dirs[d], path);
+		char *all = malloc(BYTES), *m;
+		struct fix f;
+
+		fix_fill(all, BYTES, 3);
+		assert_int_equal(pwrite(fd, all, BYTES, 0), BYTES);
+		m = fix_map(BYTES, MAP_PRIVATE, fd);
+		memset(m, 1, 3 * TP); /* three own copies */
+		fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+		fix_add(&f, m, BYTES);
+		fix_writer(&f);
+		fix_take_and_check(&f);
+		for (unsigned i = 0; i < 5; i++) {
+			assert_int_equal(pwrite(fd, all + i * TP, TP, (off_t)((i * 2 + 1) * TP)), TP); /* own copies don't change, others do */
+			m[(20 + i) * TP] = 7;
+			if (i == 3)
+				assert_int_equal(madvise(m, 3 * TP, MADV_DONTNEED), 0); /* back to the file's */
+			fix_take_and_check(&f);
+		}
+		fix_close(&f);
+		munmap(m, BYTES);
+		free(all);
+		close(fd);
+		unlink(path);
+	}
+}
+
+static void child_that_inherited_shared_memory(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_map(BYTES, MAP_SHARED | MAP_ANONYMOUS, -1);
+	struct fix f;
+
+	start(&f, m, 0);
+	struct other o = other_start(-1, 0, m, true);
+
+	for (unsigned i = 0; i < 4; i++) {
+		other_order(&o, (struct order){ .what = OTHER_STORE, .page = i * 3, .value = i + 9 });
+		fix_take_and_check(&f);
+	}
+	other_end(&o);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+static void second_mapping_of_the_same_process(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned d = 0; d < 2; d++) {
+		char path[100] = "";
+		int fd = d ? new_file("/dev/shm", path) : new_memfd();
+		char *m = fix_map(BYTES, MAP_SHARED, fd), *again = fix_map(BYTES, MAP_SHARED, fd);
+		struct fix f;
+
+		start(&f, m, 0);
+		for (unsigned i = 0; i < 4; i++) {
+			memset(again + (i * 21 + 2) * TP, 0x31 + (int)i, TP);
+			fix_take_and_check(&f);
+		}
+		memset(again + 200 * TP, 0x55, TP); /* and gone before anybody looks */
+		munmap(again, BYTES);
+		fix_take_and_check(&f);
+		fix_close(&f);
+		munmap(m, BYTES);
+		close(fd);
+		if (path[0])
+			unlink(path);
+	}
+}
+
+static void reader_process_costs_nothing(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char path[100];
+	int fd = new_file("/dev/shm", path), ro = open(path, O_RDONLY | O_CLOEXEC);
+	char *m = fix_map(BYTES, MAP_SHARED, fd);
+	struct fix f;
+
+	close(fd);
+	struct other o = other_start(ro, 1, m, false); /* holds it open for reading */
+
+	start(&f, m, 0);
+	m[9 * TP] = 1;
+	fix_take_and_check(&f);
+	if (fix_look(&f, m).reason == WPT_REASON_UNINSPECTABLE) {
+		print_message("# this user may not inspect every process: shared files are compared by content, which is right\n");
+	} else {
+		assert_int_equal(fix_look(&f, m).reason, WPT_REASON_NONE);
+		assert_int_equal(f.stats.pages_compared, 0);
+		assert_int_equal(f.stats.pages_dirty, 1);
+	}
+	other_end(&o);
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(ro);
+	unlink(path);
+}
+
+static void verify_content_sees_own_pwrite(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	int fd = new_memfd();
+	char *m = fix_map(BYTES, MAP_SHARED, fd), page[TP];
+	struct fix f;
+
+	start(&f, m, WPT_TRACK_VERIFY_CONTENT);
+	memset(page, 0x77, TP);
+	for (unsigned i = 0; i < 4; i++) {
+		assert_int_equal(pwrite(fd, page, TP, (off_t)((i * 9 + 1) * TP)), TP);
+		assert_int_equal(fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)((i * 9 + 4) * TP), (off_t)TP), 0);
+		assert_int_equal(*(volatile char *)(m + (i * 9 + 4) * TP), 0);
+		fix_take_and_check(&f);
+	}
+	assert_int_equal(fix_look(&f, m).reason, WPT_REASON_VERIFY);
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(fd);
+}
+
+/* ---- io_uring fixed buffers, by system calls only ---- */
+
+struct ring {
+	int fd;
+	char *sq, *cq, *sqes;
+	uint32_t params[30];
+};
+
+#define RING_SQ_OFF 10 /* struct io_uring_params in words: 10 of head, then struct io_sqring_offsets and io_cqring_offsets */
+#define RING_CQ_OFF 20
+
+static bool ring_open(struct ring *r)
+{
+	memset(r, 0, sizeof(*r));
+	r->fd = (int)syscall(425 /* io_uring_setup */, 4, r->params);
+	if (r->fd < 0) {
+		print_message("# skip: io_uring_setup: %s\n", strerror(errno));
+		return false;
+	}
+	r->sq = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, 0);
+	r->cq = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, 0x8000000);
+	r->sqes = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, r->fd, 0x10000000);
+	return r->sq != MAP_FAILED && r->cq != MAP_FAILED && r->sqes != MAP_FAILED;
+}
+
+static void ring_read_fixed(struct ring *r, int fd, void *buf, unsigned len)
+{
+	uint32_t *tail = (uint32_t *)(r->sq + r->params[RING_SQ_OFF + 1]), *array = (uint32_t *)(r->sq + r->params[RING_SQ_OFF + 6]);
+	uint32_t mask = *(uint32_t *)(r->sq + r->params[RING_SQ_OFF + 2]), *head = (uint32_t *)(r->cq + r->params[RING_CQ_OFF]);
+	struct {
+		uint8_t opcode, flags;
+		uint16_t ioprio;
+		int32_t fd;
+		uint64_t off, addr;
+		uint32_t len, rw_flags;
+		uint64_t user_data;
+		uint16_t buf_index;
+		uint16_t rest[11];
+	} *sqe = (void *)r->sqes;
+
+	memset(sqe, 0, 64);
+	sqe->opcode = 4; /* IORING_OP_READ_FIXED */
+	sqe->fd = fd;
+	sqe->addr = (uint64_t)buf;
+	sqe->len = len;
+	array[*tail & mask] = 0;
+	__atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+	assert_int_equal(syscall(426 /* io_uring_enter */, r->fd, 1, 1, 1 /* GETEVENTS */, NULL, 0), 1);
+	int32_t res = *(int32_t *)(r->cq + r->params[RING_CQ_OFF + 5] + (*head & *(uint32_t *)(r->cq + r->params[RING_CQ_OFF + 2])) * 16 + 8);
+	__atomic_store_n(head, *head + 1, __ATOMIC_RELEASE);
+	assert_int_equal(res, len);
+}
+
+static void io_uring_fixed_buffers(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	struct ring r;
+	if (!ring_open(&r))
+		skip();
+	char *m = fix_anon(BYTES), path[100];
+	int fd = new_file("/var/tmp", path);
+	struct { void *base; size_t len; } iov = { m + 16 * TP, 32 * TP };
+	struct fix f;
+
+	fix_fill(m, BYTES, 1);
+	assert_int_equal(pwrite(fd, m, 40 * TP, 0), 40 * TP);
+	assert_int_equal(syscall(427 /* io_uring_register */, r.fd, 0 /* REGISTER_BUFFERS */, &iov, 1), 0);
+	start(&f, m, 0);
+	for (unsigned i = 0; i < 5; i++) {
+		fix_fill(m + 200 * TP, TP, 50 + i);
+		assert_int_equal(pwrite(fd, m + 200 * TP, TP, 0), TP);
+		ring_read_fixed(&r, fd, m + (16 + i * 5) * TP, TP);
+		fix_take_and_check(&f);
+	}
+	close(r.fd);
+	munmap(r.sq, 8192);
+	munmap(r.cq, 8192);
+	munmap(r.sqes, 4096);
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(fd);
+	unlink(path);
+}
+
+int main(void)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(second_process_maps_it),
+		cmocka_unit_test(writer_that_only_a_failed_link_saw),
+		cmocka_unit_test(sole_writer_is_believed),
+		cmocka_unit_test(second_process_with_descriptor),
+		cmocka_unit_test(come_and_gone_between_links),
+		cmocka_unit_test(private_mapping_of_a_file_that_changes),
+		cmocka_unit_test(child_that_inherited_shared_memory),
+		cmocka_unit_test(second_mapping_of_the_same_process),
+		cmocka_unit_test(reader_process_costs_nothing),
+		cmocka_unit_test(verify_content_sees_own_pwrite),
+		cmocka_unit_test(io_uring_fixed_buffers),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

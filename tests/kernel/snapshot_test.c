@@ -1,0 +1,1005 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A chain of the own process through the public API, kind by kind and failure by failure. What a link shows is compared with live
+ * memory, which rests meanwhile.
+ */
+#include "torture_util.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#ifndef MADV_PAGEOUT
+#define MADV_PAGEOUT 21
+#endif
+
+#define PAGES 512u
+#define BYTES (PAGES * TP)
+#define HUGE ((size_t)2 << 20)
+
+enum kind { ANON, THP, SHARED_ANON, MEMFD, MEMFD_PRIVATE, TMPFS, FILE_SHARED, FILE_PRIVATE,
+				       HUGE_PRIVATE, HUGE_SHARED };
+
+static int new_fd(enum kind kind)
+{
+	char path[64];
+	int fd;
+
+	switch (kind) {
+	case MEMFD:
+	case MEMFD_PRIVATE:
+		fd = memfd_create("snapshot", MFD_CLOEXEC);
+		break;
+	case HUGE_SHARED:
+		fd = memfd_create("snapshot", MFD_CLOEXEC | MFD_HUGETLB);
+		break;
+	case TMPFS:
+	case FILE_SHARED:
+	case FILE_PRIVATE:
+		snprintf(path, sizeof(path), "%s/wptrack-snapshot-XXXXXX", kind == TMPFS ? "/dev/shm" : "/var/tmp");
+		fd = mkostemp(path, O_CLOEXEC);
+		unlink(path);
+		break;
+	default:
+		return -1;
+	}
+	assert_true(fd >= 0);
+	return fd;
+}
+
+/* NULL: no huge pages. Private mappings of files have content in the file. */
+static char *map_kind(enum kind kind, int *fd)
+{
+	bool huge = kind == HUGE_PRIVATE || kind == HUGE_SHARED;
+	bool shared = kind == SHARED_ANON || kind == MEMFD || kind == TMPFS || kind == FILE_SHARED || kind == HUGE_SHARED;
+	int flags = shared ? MAP_SHARED : MAP_PRIVATE;
+	char *m;
+
+	*fd = new_fd(kind);
+	if (*fd >= 0)
+		assert_int_equal(ftruncate(*fd, (off_t)BYTES), 0);
+	if (kind == MEMFD_PRIVATE || kind == FILE_PRIVATE) {
+		m = malloc(BYTES);
+		fix_fill(m, BYTES, 99);
+		assert_int_equal(pwrite(*fd, m, BYTES, 0), BYTES);
+		free(m);
+	}
+	if (kind == THP) { /* aligned to a huge page */
+		char *raw = fix_anon(BYTES + HUGE);
+
+		m = (char *)(((uintptr_t)raw + HUGE - 1) & ~(uintptr_t)(HUGE - 1));
+		madvise(m, BYTES, MADV_HUGEPAGE);
+		return m;
+	}
+	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, flags | (*fd < 0 ? MAP_ANONYMOUS : 0) | (huge && *fd < 0 ? MAP_HUGETLB : 0), *fd, 0);
+	if (m == MAP_FAILED) {
+		assert_true(huge);
+		close(*fd);
+		return NULL;
+	}
+	return m;
+}
+
+/* ---- the basics ---- */
+
+static int look_each(void *arg, const struct wpt_run *run)
+{
+	(void)arg;
+	return run->start < run->end ? 0 : -EINVAL;
+}
+
+static const uint32_t public_kinds[] = { WPT_KIND_ANON, WPT_KIND_ANON, WPT_KIND_SHMEM, WPT_KIND_SHMEM, WPT_KIND_FILE_PRIVATE, WPT_KIND_SHMEM,
+					 WPT_KIND_FILE_SHARED, WPT_KIND_FILE_PRIVATE, WPT_KIND_HUGETLB_PRIVATE, WPT_KIND_HUGETLB_SHARED };
+
+static void kind_base_and_increments(void **state)
+{
+	enum kind kind = (enum kind)*(uintptr_t *)*state;
+	bool huge = kind == HUGE_PRIVATE || kind == HUGE_SHARED, private_file = kind == MEMFD_PRIVATE || kind == FILE_PRIVATE;
+	struct fix f;
+	int fd;
+
+	if (!fix_supported())
+		skip();
+	char *m = map_kind(kind, &fd);
+	if (!m) {
+		print_message("# skip: needs a free huge page of 2 MiB: /proc/sys/vm/nr_hugepages\n");
+		skip();
+	}
+	fix_fill(m, BYTES / 2, 1);
+	/* Where some process can't be inspected, shared files would be compared by content. */
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.sequence, 0);
+	assert_int_equal(f.stats.pages_tracked, PAGES);
+	assert_int_equal(fix_look(&f, m).kind, public_kinds[kind]);
+	assert_int_equal(fix_look(&f, m).reason, WPT_REASON_NONE);
+	fix_take(&f); /* comparing has read all pages: those that were not there are now, as the zero page */
+	fix_take_and_check(&f); /* nothing happened */
+	assert_int_equal(f.stats.sequence, 2);
+	assert_int_equal(f.stats.pages_dirty, 0);
+	assert_int_equal(f.stats.pages_stored, 0);
+	for (unsigned i = 0; i < 4; i++) {
+		fix_take(&f);
+		m[(3 + i) * TP + 77]++;
+		m[(400 + i) * TP] = 1;
+		memset(m + (100 + i) * TP, 0, TP);
+		fix_take_and_check(&f);
+		assert_true(f.stats.pages_dirty >= 3);
+		if (!huge && kind != THP)
+			assert_int_equal(f.stats.pages_dirty, 3);
+		assert_in_range(f.stats.pages_stored + f.stats.pages_duplicate, 1, 2);
+		if (!huge && !private_file)
+			assert_int_equal(madvise(m + (200 + i * 8) * TP, 8 * TP, MADV_DONTNEED), 0);
+		fix_take_and_check(&f);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+	if (fd >= 0)
+		close(fd);
+}
+
+static void reported_backend(void **state)
+{
+	(void)state;
+	char *m = fix_anon(BYTES);
+	struct fix f;
+
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_REPORTED, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.pages_dirty, 0);
+	for (unsigned i = 0; i < 5; i++) {
+		m[i * 50 * TP] ^= 0x55;
+		memset(m + (i * 50 + 7) * TP, 0, 2 * TP);
+		assert_int_equal(wpt_range_mark(f.t, (uint64_t)m + i * 50 * TP, (uint64_t)m + i * 50 * TP + 1), 0);
+		assert_int_equal(wpt_range_mark(f.t, (uint64_t)m + (i * 50 + 7) * TP + 5, (uint64_t)m + (i * 50 + 8) * TP + 9), 0);
+		fix_take_and_check(&f);
+		assert_int_equal(f.stats.pages_dirty, 3);
+	}
+	m[9 * TP] ^= 1; /* not said: the owner's word is all there is */
+	fix_take(&f);
+	assert_int_equal(fix_wrong(&f), 1);
+	assert_int_equal(wpt_range_mark(f.t, (uint64_t)m + 9 * TP, (uint64_t)m + 10 * TP), 0);
+	fix_take_and_check(&f);
+	assert_int_equal(wpt_range_mark(f.t, (uint64_t)m + BYTES, (uint64_t)m + BYTES + TP), -WPT_E_NOT_TRACKED);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+static void mark_is_for_reported_only(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES);
+	struct fix f;
+
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	assert_int_equal(wpt_range_mark(f.t, (uint64_t)m, (uint64_t)m + TP), -EINVAL);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+static void nothing_to_track(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	struct fix f;
+
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_writer(&f);
+	assert_int_equal(fix_try(&f, NULL), -ENODATA);
+	fix_close(&f);
+}
+
+static void one_writer_at_a_time(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES);
+	struct wpt_writer *other = NULL;
+	struct fix f;
+
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	assert_int_equal(wpt_writer_open(&other, f.t, f.chain, NULL), -WPT_E_LOCKED);
+	assert_null(other);
+	assert_int_equal(wpt_tracker_scan(f.t, 0, UINT64_MAX, WPT_SCAN_REARM, look_each, NULL), -EBUSY);
+	m[0] = 1;
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+/* ---- ranges ---- */
+
+static void ranges_come_and_go_between_links(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *a = fix_anon(BYTES), *b = fix_anon(BYTES);
+	struct wpt_range overlap = { .size = sizeof(overlap) };
+	struct fix f;
+
+	fix_fill(a, BYTES, 1);
+	fix_fill(b, BYTES, 2);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, a, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	for (unsigned i = 0; i < 4; i++) {
+		b[i * TP] = 5;
+		fix_add(&f, b, BYTES);
+		overlap.start = (uint64_t)b + TP;
+		overlap.end = overlap.start + TP;
+		assert_int_equal(wpt_range_add(f.t, &overlap), -EEXIST);
+		a[i * 7 * TP] = (char)(i + 1);
+		fix_take_and_check(&f);
+		b[(i + 100) * TP] = 6;
+		fix_take_and_check(&f);
+		assert_int_equal(wpt_range_remove(f.t, f.id[1]), 0);
+		assert_int_equal(wpt_range_remove(f.t, f.id[1]), -WPT_E_NOT_TRACKED);
+		f.nr = 1;
+		b[(i + 200) * TP] = 7; /* unseen by anybody */
+		fix_take_and_check(&f);
+		assert_int_equal(f.stats.pages_tracked, PAGES);
+	}
+	fix_close(&f);
+	munmap(a, BYTES);
+	munmap(b, BYTES);
+}
+
+struct lookers {
+	struct wpt_tracker *t;
+	_Atomic int stop, failed;
+	_Atomic unsigned scans;
+};
+
+static void *looker(void *arg)
+{
+	struct lookers *l = arg;
+
+	while (!atomic_load(&l->stop)) {
+		int r = wpt_tracker_scan(l->t, 0, UINT64_MAX, 0, look_each, NULL);
+
+		if (r)
+			atomic_store(&l->failed, r);
+		atomic_fetch_add(&l->scans, 1);
+	}
+	return NULL;
+}
+
+static void ranges_come_and_go_while_others_scan(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *a = fix_anon(BYTES), *b = fix_anon(64 * TP);
+	struct lookers l = { 0 };
+	pthread_t threads[2];
+	struct fix f;
+
+	fix_fill(a, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, a, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	l.t = f.t;
+	for (unsigned i = 0; i < 2; i++)
+		assert_int_equal(pthread_create(&threads[i], NULL, looker, &l), 0);
+	for (unsigned i = 0; i < 200 || l.scans < 50; i++) {
+		struct wpt_range r = { .size = sizeof(r), .start = (uint64_t)b, .end = (uint64_t)b + 64 * TP };
+		int id = wpt_range_add(f.t, &r);
+
+		assert_true(id > 0);
+		b[i % 64 * TP] = 1;
+		if (i % 40 == 0) {
+			a[i * TP] ^= 1;
+			fix_take_and_check(&f);
+		}
+		assert_int_equal(wpt_range_remove(f.t, id), 0);
+	}
+	atomic_store(&l.stop, 1);
+	for (unsigned i = 0; i < 2; i++)
+		pthread_join(threads[i], NULL);
+	assert_int_equal(l.failed, 0);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(a, BYTES);
+	munmap(b, 64 * TP);
+}
+
+static void memory_that_moves_by_mremap(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(2 * BYTES), *away = fix_anon(BYTES);
+	struct fix f;
+
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, 2 * BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	/* Within the range, over other tracked memory; the place it left is mapped anew. */
+	assert_ptr_equal(mremap(m, 32 * TP, 32 * TP, MREMAP_MAYMOVE | MREMAP_FIXED, m + BYTES), m + BYTES);
+	assert_ptr_equal(mmap(m, 32 * TP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), m);
+	m[BYTES + 3 * TP] = 9;
+	fix_take_and_check(&f);
+	fix_take(&f); /* of what comparing has read */
+	m[BYTES + 4 * TP] = 9; /* tracked again in its new place */
+	m[5 * TP] = 9;
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.pages_dirty, 2);
+	/* In from outside and out. */
+	fix_fill(away, BYTES, 3);
+	assert_ptr_equal(mremap(away, 16 * TP, 16 * TP, MREMAP_MAYMOVE | MREMAP_FIXED, m + 64 * TP), m + 64 * TP);
+	fix_take_and_check(&f);
+	assert_ptr_equal(mremap(m + 64 * TP, 16 * TP, 16 * TP, MREMAP_MAYMOVE | MREMAP_FIXED, away), away);
+	assert_ptr_equal(mmap(m + 64 * TP, 16 * TP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), m + 64 * TP);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, 2 * BYTES);
+	munmap(away, BYTES);
+}
+
+/* ---- failures lose nothing ---- */
+
+static unsigned files_in(const char *path)
+{
+	struct dirent *e;
+	unsigned n = 0;
+	DIR *d = opendir(path);
+
+	assert_non_null(d);
+	while ((e = readdir(d)))
+		n += e->d_name[0] != '.';
+	closedir(d);
+	return n;
+}
+
+static void change_something(char *m, unsigned i)
+{
+	m[(i * 31 + 1) % PAGES * TP + i % TP]++;
+	memset(m + (i * 17 + 2) % PAGES * TP, 0, TP);
+	fix_fill(m + (i * 13 + 3) % PAGES * TP, TP, i + 1000);
+	madvise(m + (i * 11 + 4) % PAGES * TP, TP, MADV_DONTNEED);
+}
+
+static void file_too_large_at_every_write(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES);
+	struct rlimit limit, old;
+	unsigned failed = 0, i;
+	struct fix f;
+
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	for (i = 0; i < 400; i++) {
+		unsigned before = files_in(f.chain);
+		int r;
+
+		limit = (struct rlimit){ i < 100 ? i * 64 : i * 997, old.rlim_max };
+		change_something(m, i);
+		assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+		r = fix_try(&f, NULL);
+		assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+		if (r == 0) {
+			assert_int_equal(fix_wrong(&f), 0);
+			continue;
+		}
+		assert_int_equal(r, -EFBIG);
+		assert_int_equal(files_in(f.chain), before);
+		failed++;
+		if (i % 8 == 7)
+			fix_take_and_check(&f);
+	}
+	fix_take_and_check(&f);
+	assert_true(failed > 50);
+	signal(SIGXFSZ, SIG_DFL);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+/* In a child with a mount namespace of its own: returns the line that went wrong, 0 if none, 255 if there is no such namespace. */
+static int set_free_space(const char *dir, unsigned kib)
+{
+	char options[64];
+
+	snprintf(options, sizeof(options), "size=%uk", kib);
+	return mount("none", dir, "tmpfs", MS_REMOUNT, options);
+}
+
+#define CHECK(what)                                                                                                                       \
+	do {                                                                                                                              \
+		if (!(what)) {                                                                                                            \
+			printf("# line %d: %s\n", __LINE__, #what);                                                                       \
+			fflush(stdout);                                                                                                   \
+			return 1;                                                                                                         \
+		}                                                                                                                         \
+	} while (0)
+
+static int full_disk_body(const char *dir)
+{
+	struct wpt_take_options to = { .size = sizeof(to), .quiesce = fix_nothing, .resume = fix_void };
+	struct wpt_take_stats stats = { .size = sizeof(stats) };
+	char chain[200], name[300], *m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), *buf = malloc(BYTES);
+	struct wpt_range range = { .size = sizeof(range), .start = (uint64_t)m, .end = (uint64_t)m + BYTES };
+	struct wpt_tracker *t;
+	struct wpt_writer *w;
+	struct wpt_chain *c;
+	unsigned failed = 0;
+
+	snprintf(chain, sizeof(chain), "%s/chain", dir);
+	fix_fill(m, BYTES, 1);
+	CHECK(wpt_tracker_open(&t, NULL) == 0);
+	CHECK(wpt_range_add(t, &range) > 0);
+	CHECK(wpt_writer_open(&w, t, chain, NULL) == 0); /* with fsync */
+	for (unsigned kib = 8; kib < 40000; kib += kib < 400 ? 4 : kib / 3) {
+		int r;
+
+		change_something(m, kib);
+		if (set_free_space(dir, kib))
+			continue; /* less than what is stored already */
+		r = wpt_writer_take(w, &to, &stats);
+		failed += r != 0;
+		CHECK(r == 0 || r == -ENOSPC);
+		if (r)
+			continue;
+		snprintf(name, sizeof(name), "%s@%" PRIu64, chain, stats.sequence);
+		CHECK(wpt_chain_open(&c, name) == 0);
+		CHECK(wpt_chain_verify(c, NULL, NULL) == 0);
+		CHECK(wpt_chain_restore_memory(c, range.start, range.end, buf, NULL) == 0);
+		CHECK(memcmp(buf, m, BYTES) == 0);
+		wpt_chain_close(c);
+	}
+	CHECK(failed > 10);
+	CHECK(stats.sequence > 3);
+	wpt_writer_close(w);
+	wpt_tracker_close(t);
+	return 0;
+}
+
+/* Runs `body` in a child; a skip is exit code 77. */
+static void in_child(int (*body)(const char *dir), const char *dir)
+{
+	int status;
+	pid_t pid;
+
+	fflush(stdout);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(body(dir));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
+}
+
+static int full_disk_child(const char *dir)
+{
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, "size=8k")) {
+		printf("# skip: mounting a small tmpfs: %s\n", strerror(errno));
+		return 77;
+	}
+	return full_disk_body(dir);
+}
+
+static void disk_full_at_every_write(void **state)
+{
+	char dir[64] = "/var/tmp/wptrack-full-XXXXXX";
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	assert_non_null(mkdtemp(dir));
+	in_child(full_disk_child, dir);
+	rmdir(dir);
+}
+
+static struct wpt_writer *writer_to_fd(struct fix *f, int fd)
+{
+	struct wpt_writer_options o = { .size = sizeof(o), .dest = WPT_DEST_FD, .fd = fd, .nr_threads = 1 };
+	struct wpt_writer *w = NULL;
+
+	assert_int_equal(wpt_writer_open(&w, f->t, NULL, &o), 0);
+	return w;
+}
+
+static void descriptor_that_takes_nothing(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES), *data;
+	int full = open("/dev/full", O_WRONLY | O_CLOEXEC), p[2], out = memfd_create("out", MFD_CLOEXEC);
+	struct wpt_chain *c;
+	struct stat st;
+	struct fix f;
+
+	assert_int_equal(pipe(p), 0);
+	close(p[0]);
+	signal(SIGPIPE, SIG_IGN);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	f.w = writer_to_fd(&f, full);
+	assert_int_equal(fix_try(&f, NULL), -ENOSPC);
+	assert_int_equal(fix_try(&f, NULL), -ENOSPC);
+	wpt_writer_close(f.w);
+	f.w = writer_to_fd(&f, p[1]);
+	assert_int_equal(fix_try(&f, NULL), -EPIPE);
+	wpt_writer_close(f.w);
+	f.w = writer_to_fd(&f, out);
+	for (unsigned i = 0; i < 3; i++) {
+		change_something(m, i);
+		assert_int_equal(fix_try(&f, NULL), 0);
+	}
+	assert_int_equal(fstat(out, &st), 0);
+	data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, out, 0);
+	assert_true(data != MAP_FAILED);
+	assert_int_equal(wpt_chain_open_memory(&c, data, (size_t)st.st_size), 0);
+	char *buf = malloc(BYTES);
+	assert_int_equal(wpt_chain_restore_memory(c, (uint64_t)m, (uint64_t)m + BYTES, buf, NULL), 0);
+	assert_memory_equal(buf, m, BYTES);
+	free(buf);
+	wpt_chain_close(c);
+	munmap(data, (size_t)st.st_size);
+	signal(SIGPIPE, SIG_DFL);
+	fix_close(&f);
+	close(full);
+	close(p[1]);
+	close(out);
+	munmap(m, BYTES);
+}
+
+static int say_no(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
+static void callbacks_that_refuse(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES);
+	struct fix f;
+
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	for (unsigned i = 0; i < 6; i++) {
+		struct wpt_take_options no_pause = { .size = sizeof(no_pause), .paused = say_no };
+		struct wpt_take_options no_quiesce = { .size = sizeof(no_quiesce), .quiesce = say_no };
+
+		change_something(m, i * 3);
+		assert_true(fix_try(&f, &no_pause) < 0);
+		change_something(m, i * 3 + 1);
+		assert_int_equal(fix_try(&f, &no_quiesce), -ECANCELED);
+		change_something(m, i * 3 + 2);
+		fix_take_and_check(&f);
+		assert_int_equal(f.stats.sequence, i);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+static void too_much_for_the_staging_memory(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	const size_t bytes = 24u << 20;
+	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .staging_bytes = 4 << 20, .nr_threads = 1, .level = -5 };
+	struct wpt_take_options refuse = { .size = sizeof(refuse), .flags = WPT_TAKE_REFUSE };
+	char *m = fix_anon(bytes);
+	struct fix f;
+
+	fix_fill(m, bytes, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, bytes);
+	assert_int_equal(wpt_writer_open(&f.w, f.t, f.chain, &o), 0);
+	fix_take_and_check(&f);
+	fix_fill(m, bytes, 2);
+	assert_int_equal(fix_try(&f, &refuse), -WPT_E_STAGING);
+	m[7] = 9;
+	fix_take_and_check(&f); /* the dirty set survived the refusal */
+	assert_true(f.stats.pages_dirty >= bytes / TP);
+	m[9 * TP] = 1;
+	assert_int_equal(fix_try(&f, &refuse), 0); /* little is no problem */
+	assert_int_equal(fix_wrong(&f), 0);
+	fix_close(&f);
+	munmap(m, bytes);
+}
+
+/* ---- fork ---- */
+
+static struct fix *forked_fix;
+
+static int forked_body(const char *unused)
+{
+	struct wpt_range r = { .size = sizeof(r), .start = 0x10000000, .end = 0x10001000 };
+	struct wpt_take_options o = { .size = sizeof(o), .quiesce = fix_nothing, .resume = fix_void };
+	struct fix *f = forked_fix;
+	char c;
+
+	(void)unused;
+	CHECK(wpt_range_add(f->t, &r) == -WPT_E_FORKED);
+	CHECK(wpt_range_remove(f->t, f->id[0]) == -WPT_E_FORKED);
+	CHECK(wpt_tracker_arm(f->t) == -WPT_E_FORKED);
+	CHECK(wpt_tracker_scan(f->t, 0, UINT64_MAX, 0, look_each, NULL) == -WPT_E_FORKED);
+	CHECK(wpt_tracker_scan(f->t, 0, UINT64_MAX, WPT_SCAN_REARM, look_each, NULL) < 0);
+	CHECK(wpt_tracker_read(f->t, (uint64_t)f->range[0].addr, &c, 1) == -WPT_E_FORKED);
+	CHECK(wpt_writer_take(f->w, &o, NULL) == -WPT_E_FORKED);
+	wpt_writer_close(f->w);
+	wpt_tracker_close(f->t);
+	return 0;
+}
+
+static void forked_child_may_not(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES);
+	struct fix f;
+
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	for (unsigned i = 0; i < 3; i++) {
+		change_something(m, i); /* dirty before the fork: the child must not clear it */
+		forked_fix = &f;
+		in_child(forked_body, NULL);
+		fix_take_and_check(&f);
+		assert_true(f.stats.pages_dirty >= 3);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+/* ---- what else a link holds ---- */
+
+static void sections(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *m = fix_anon(BYTES), *big = malloc(3 << 20), name[200];
+	struct wpt_section s[2] = { { .type = WPT_SECTION_TAGS, .data = "a=b\0c=d", .len = 8 },
+				    { .type = WPT_SECTION_USER + 5, .data = big, .len = 3 << 20 } };
+	struct wpt_take_options o = { .size = sizeof(o), .nr_sections = 2, .sections = s };
+	struct wpt_chain *c;
+	struct fix f;
+	void *data;
+	size_t len;
+
+	for (size_t i = 0; i < 3 << 20; i++)
+		big[i] = (char)(i * 2654435761u >> 13);
+	m[0] = 1;
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	assert_int_equal(fix_try(&f, &o), 0);
+	fix_take_and_check(&f); /* without: the last link that has it counts */
+	o.nr_sections = 1;
+	s[0].data = "e=f";
+	s[0].len = 4;
+	assert_int_equal(fix_try(&f, &o), 0);
+	snprintf(name, sizeof(name), "%s@%" PRIu64, f.chain, f.stats.sequence);
+	assert_int_equal(wpt_chain_open(&c, name), 0);
+	assert_int_equal(wpt_chain_section(c, WPT_SECTION_TAGS, &data, &len), 0);
+	assert_int_equal(len, 4);
+	assert_memory_equal(data, "e=f", 4);
+	free(data);
+	assert_int_equal(wpt_chain_section(c, WPT_SECTION_USER + 5, &data, &len), 0);
+	assert_int_equal(len, 3 << 20);
+	assert_memory_equal(data, big, len);
+	free(data);
+	assert_int_equal(wpt_chain_section(c, WPT_SECTION_DEVICE, &data, &len), -ENOENT);
+	wpt_chain_close(c);
+	fix_close(&f);
+	free(big);
+	munmap(m, BYTES);
+}
+
+/* ---- another process ---- */
+
+/* A child with `m` (inherited, private) that touches `touch` pages of it, then sleeps. */
+static pid_t sleeping_child(char *m, unsigned touch)
+{
+	int p[2];
+	pid_t pid;
+	char c;
+
+	assert_int_equal(pipe(p), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		for (unsigned i = 0; i < touch; i++)
+			m[i * TP] = (char)(i + 1);
+		if (write(p[1], "r", 1) != 1)
+			_exit(1);
+		for (;;)
+			pause();
+	}
+	assert_int_equal(read(p[0], &c, 1), 1);
+	close(p[0]);
+	close(p[1]);
+	return pid;
+}
+
+static void registers(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	struct wpt_take_options o = { .size = sizeof(o), .flags = WPT_TAKE_REGISTERS };
+	char *m = fix_anon(BYTES), name[200];
+	pid_t pid = sleeping_child(m, 4);
+	struct wpt_chain *c;
+	struct fix f;
+	void *data;
+	size_t len;
+
+	fix_tracker(&f, pid, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	assert_int_equal(fix_try(&f, &o), 0);
+	snprintf(name, sizeof(name), "%s@0", f.chain);
+	assert_int_equal(wpt_chain_open(&c, name), 0);
+	assert_int_equal(wpt_chain_section(c, WPT_SECTION_REGISTERS, &data, &len), 0);
+	assert_true(len >= 27 * 8); /* struct user_regs_struct of one thread at least */
+	free(data);
+	assert_int_equal(wpt_chain_section(c, WPT_SECTION_MAPPINGS, &data, &len), 0);
+	assert_true(len > 100 && ((char *)data)[len - 1] == '\n');
+	free(data);
+	wpt_chain_close(c);
+	fix_close(&f);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	munmap(m, BYTES);
+}
+
+static uint64_t status_kib(pid_t pid, const char *key)
+{
+	char path[64], line[200];
+	uint64_t x = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (strncmp(line, key, strlen(key)) == 0)
+			x = strtoull(line + strlen(key), NULL, 10);
+	fclose(f);
+	return x;
+}
+
+static void reading_does_not_inflate_the_target(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	const size_t bytes = 256u << 20;
+	int fd = memfd_create("sparse", MFD_CLOEXEC);
+	struct stat before, after;
+	struct fix f;
+	pid_t pid;
+	uint64_t rss;
+
+	assert_int_equal(ftruncate(fd, (off_t)bytes), 0);
+	char *sparse = fix_map(bytes, MAP_SHARED, fd), *private = fix_map(bytes, MAP_PRIVATE, fd), *anon = fix_anon(bytes);
+
+	sparse[1000 * TP] = 1;
+	pid = sleeping_child(anon, 300);
+	assert_int_equal(fstat(fd, &before), 0);
+	rss = status_kib(pid, "VmRSS:");
+	fix_tracker(&f, pid, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, sparse, bytes);
+	fix_add(&f, private, bytes);
+	fix_add(&f, anon, bytes);
+	fix_writer(&f);
+	for (unsigned i = 0; i < 3; i++) {
+		fix_take(&f);
+		assert_int_equal(fstat(fd, &after), 0);
+		assert_int_equal(after.st_blocks, before.st_blocks);
+		assert_in_range(status_kib(pid, "VmRSS:"), 0, rss + 512);
+	}
+	fix_close(&f);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	munmap(sparse, bytes);
+	munmap(private, bytes);
+	munmap(anon, bytes);
+	close(fd);
+}
+
+static void clean_swapped_pages_stay_in_swap(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	const size_t bytes = 16u << 20;
+	char *m = fix_anon(bytes);
+	struct fix f;
+	uint64_t swapped;
+
+	fix_fill(m, bytes, 1);
+	madvise(m, bytes, MADV_PAGEOUT);
+	if (status_kib(getpid(), "VmSwap:") < bytes / 2 / 1024) {
+		print_message("# skip: needs swap (a zram device of 512 MiB will do)\n");
+		munmap(m, bytes);
+		skip();
+	}
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, bytes);
+	fix_writer(&f);
+	fix_take(&f);
+	assert_true(f.stats.swapped_in > 0);
+	assert_int_equal(madvise(m, bytes, MADV_PAGEOUT), 0);
+	swapped = status_kib(getpid(), "VmSwap:");
+	m[7 * TP] = 3;
+	m[900 * TP] = 4;
+	fix_take(&f);
+	assert_int_equal(f.stats.pages_dirty, 2);
+	assert_in_range(f.stats.swapped_in, 0, 2);
+	assert_in_range(status_kib(getpid(), "VmSwap:"), swapped - 512, UINT64_MAX);
+	assert_int_equal(fix_wrong(&f), 0);
+	fix_close(&f);
+	munmap(m, bytes);
+}
+
+/* ---- a user without privilege ---- */
+
+static int unprivileged_chain(struct wpt_tracker *t, char *m, const char *chain, pid_t pid)
+{
+	struct wpt_take_options to = { .size = sizeof(to), .quiesce = pid ? NULL : fix_nothing, .resume = pid ? NULL : fix_void };
+	struct wpt_range range = { .size = sizeof(range), .start = (uint64_t)m, .end = (uint64_t)m + BYTES };
+	struct wpt_writer *w;
+	struct wpt_chain *c;
+	char *buf = malloc(BYTES);
+
+	CHECK(wpt_range_add(t, &range) > 0);
+	CHECK(wpt_writer_open(&w, t, chain, NULL) == 0);
+	for (unsigned i = 0; i < 4; i++) {
+		if (!pid)
+			change_something(m, i);
+		CHECK(wpt_writer_take(w, &to, NULL) == 0);
+		CHECK(wpt_chain_open(&c, chain) == 0);
+		CHECK(wpt_chain_restore_memory(c, range.start, range.end, buf, NULL) == 0);
+		CHECK(pid || memcmp(buf, m, BYTES) == 0);
+		for (unsigned k = 0; pid && k < 4; k++)
+			CHECK(buf[k * TP] == (char)(k + 1));
+		wpt_chain_close(c);
+	}
+	wpt_writer_close(w);
+	free(buf);
+	return 0;
+}
+
+static int unprivileged_body(const char *dir)
+{
+	char chain[200];
+	struct wpt_tracker *t;
+	int fd, status;
+	pid_t pid;
+	char *m;
+
+	CHECK(getuid() != 0 || (setgid(65534) == 0 && setuid(65534) == 0));
+	CHECK(prctl(PR_SET_DUMPABLE, 1) == 0);
+	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	fix_fill(m, BYTES, 1);
+	CHECK(wpt_tracker_open(&t, NULL) == 0);
+	snprintf(chain, sizeof(chain), "%s/anon", dir);
+	CHECK(unprivileged_chain(t, m, chain, 0) == 0);
+	wpt_tracker_close(t);
+	fix_remove_folder(chain);
+
+	fd = memfd_create("unprivileged", MFD_CLOEXEC);
+	CHECK(ftruncate(fd, (off_t)BYTES) == 0);
+	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	fix_fill(m, BYTES, 2);
+	CHECK(wpt_tracker_open(&t, NULL) == 0);
+	snprintf(chain, sizeof(chain), "%s/memfd", dir);
+	CHECK(unprivileged_chain(t, m, chain, 0) == 0);
+	wpt_tracker_close(t);
+	fix_remove_folder(chain);
+
+	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	pid = sleeping_child(m, 4);
+	status = wpt_tracker_attach(&t, pid, NULL);
+	if (status == -EPERM) {
+		printf("# this system's policy (Yama) forbids users to trace: attaching was not tried\n");
+	} else {
+		CHECK(status == 0);
+		snprintf(chain, sizeof(chain), "%s/attached", dir);
+		CHECK(unprivileged_chain(t, m, chain, pid) == 0);
+		wpt_tracker_close(t);
+		fix_remove_folder(chain);
+	}
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	return 0;
+}
+
+static void unprivileged_user(void **state)
+{
+	char dir[64] = "/var/tmp/wptrack-nobody-XXXXXX";
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	assert_non_null(mkdtemp(dir));
+	assert_int_equal(chmod(dir, 0777), 0);
+	in_child(unprivileged_body, dir);
+	rmdir(dir);
+}
+
+#define KIND(name_, kind_) { .name = name_, .test_func = kind_base_and_increments, .initial_state = &kinds[kind_] }
+
+int main(void)
+{
+	static uintptr_t kinds[10] = { ANON, THP, SHARED_ANON, MEMFD, MEMFD_PRIVATE, TMPFS, FILE_SHARED, FILE_PRIVATE,
+				       HUGE_PRIVATE, HUGE_SHARED };
+	static const struct CMUnitTest tests[] = {
+		KIND("anon_base_and_increments", ANON),
+		KIND("thp_base_and_increments", THP),
+		KIND("shared_anon_base_and_increments", SHARED_ANON),
+		KIND("memfd_base_and_increments", MEMFD),
+		KIND("memfd_private_base_and_increments", MEMFD_PRIVATE),
+		KIND("tmpfs_base_and_increments", TMPFS),
+		KIND("file_shared_base_and_increments", FILE_SHARED),
+		KIND("file_private_base_and_increments", FILE_PRIVATE),
+		KIND("hugetlb_private_base_and_increments", HUGE_PRIVATE),
+		KIND("hugetlb_shared_base_and_increments", HUGE_SHARED),
+		cmocka_unit_test(reported_backend),
+		cmocka_unit_test(mark_is_for_reported_only),
+		cmocka_unit_test(nothing_to_track),
+		cmocka_unit_test(one_writer_at_a_time),
+		cmocka_unit_test(ranges_come_and_go_between_links),
+		cmocka_unit_test(ranges_come_and_go_while_others_scan),
+		cmocka_unit_test(memory_that_moves_by_mremap),
+		cmocka_unit_test(file_too_large_at_every_write),
+		cmocka_unit_test(disk_full_at_every_write),
+		cmocka_unit_test(descriptor_that_takes_nothing),
+		cmocka_unit_test(callbacks_that_refuse),
+		cmocka_unit_test(too_much_for_the_staging_memory),
+		cmocka_unit_test(forked_child_may_not),
+		cmocka_unit_test(sections),
+		cmocka_unit_test(registers),
+		cmocka_unit_test(reading_does_not_inflate_the_target),
+		cmocka_unit_test(clean_swapped_pages_stay_in_swap),
+		cmocka_unit_test(unprivileged_user),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
