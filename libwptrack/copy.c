@@ -34,7 +34,7 @@ static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
 	return b->data + (size_t)page * WPT_PAGE;
 }
 
-static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, bool protect, uint64_t *at, uint64_t *run_end)
+static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *at, uint64_t *run_end)
 {
 	const struct wpt_scan_match *match = c->area->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
 	struct wpt_page_region run;
@@ -44,13 +44,26 @@ static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, bool 
 		*at = wpt_ledger_next_dirty(c->t->ledger, start, end, run_end);
 		return *at < end;
 	}
-	wpt_scan_start(&c->check, start, end, match, protect);
+	wpt_scan_start(&c->check, start, end, match, false);
 	got = wpt_scan_next(&c->check, &run);
 	if (got == 0)
 		return false;
 	*at = got < 0 ? start : run.start;
 	*run_end = got < 0 ? end : run.end;
 	return true;
+}
+
+/* What the kernel forgets here stays in the taken or unknown pages of this link. */
+static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	const struct wpt_scan_match *match = c->area->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
+	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE;
+	struct wpt_page_region run;
+
+	wpt_scan_start(&c->check, start, end, private ? &wpt_match_private_file : match, true);
+	while (wpt_scan_next(&c->check, &run) > 0)
+		if (private)
+			wpt_tracker_note_cowed(c->t, &run);
 }
 
 /* Copies a run of the batch again, after protecting it again, until it stays clean or `retries` are used up. */
@@ -60,13 +73,14 @@ static void copy_again(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_
 	unsigned int attempt;
 
 	for (attempt = 0; attempt < c->retries && c->area->kind != WPT_KIND_REPORTED; attempt++) {
-		/* What the kernel forgets here stays in the taken or unknown pages of this link. */
-		is_torn_scan(c, start, end, true, &at, &run_end);
+		protect_again(c, start, end);
 		if (wpt_target_read(c->t->target, start, batch_slot(c->batch, slot), end - start) != (ssize_t)(end - start))
 			break;
-		if (!is_torn_scan(c, start, end, false, &at, &run_end))
+		if (!is_torn_scan(c, start, end, &at, &run_end))
 			return;
 	}
+	/* Protected again and perhaps not copied since: the next link looks again, whatever the kernel says of them then. */
+	wpt_ledger_dirty(c->t->ledger, start, end);
 	for (page = start; page < end; page += WPT_PAGE)
 		c->torn[slot + ((page - start) >> WPT_PAGE_SHIFT)] = 1;
 }
@@ -116,7 +130,7 @@ static void check_torn(struct wpt_copy *c)
 		if (item->kind != WPT_ITEM_DATA)
 			continue;
 		end = item->addr + item->nr_pages * WPT_PAGE;
-		for (at = item->addr; at < end && is_torn_scan(c, at, end, false, &at, &run_end); at = run_end) {
+		for (at = item->addr; at < end && is_torn_scan(c, at, end, &at, &run_end); at = run_end) {
 			copy_again(c, at, run_end, slot + (uint32_t)((at - item->addr) >> WPT_PAGE_SHIFT));
 			any = true;
 		}

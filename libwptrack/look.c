@@ -231,22 +231,39 @@ static int protect_present(struct wpt_look *l, uint64_t start, uint64_t end)
 	return got;
 }
 
-static const struct wpt_scan_match match_private_file = {
+const struct wpt_scan_match wpt_match_private_file = {
 	.mask = PAGE_IS_WRITTEN,
 	.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
 };
 
-/* A run of written pages of a private file mapping, as it was before it was protected: a swap entry here is not a marker. */
-static int note_cowed(struct wpt_look *l, const struct wpt_page_region *run)
+/* Every page that is there or has a marker, and what it is. */
+static const struct wpt_scan_match match_private_all = {
+	.anyof = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+	.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
+};
+
+static int set_cowed(struct wpt_tracker *t, uint64_t start, uint64_t end, bool cowed)
 {
-	uint64_t at;
+	uint64_t at = start, run_end;
 	int err = 0;
 
+	if (cowed) {
+		for (; at < end && !err; at += WPT_PAGE)
+			err = wpt_ledger_set_cowed(t->ledger, at, true);
+		return err;
+	}
+	while ((at = wpt_ledger_next_cowed(t->ledger, at, end, &run_end)) < end)
+		for (; at < run_end; at += WPT_PAGE)
+			wpt_ledger_set_cowed(t->ledger, at, false);
+	return 0;
+}
+
+/* A run of written pages of a private file mapping, as it was before it was protected: a swap entry here is not a marker. */
+int wpt_tracker_note_cowed(struct wpt_tracker *t, const struct wpt_page_region *run)
+{
 	if (!(run->categories & PAGE_IS_SWAPPED) && (run->categories & (PAGE_IS_PRESENT | PAGE_IS_FILE)) != PAGE_IS_PRESENT)
 		return 0;
-	for (at = run->start; at < run->end && !err; at += WPT_PAGE)
-		err = wpt_ledger_set_cowed(l->t->ledger, at, true);
-	return err;
+	return set_cowed(t, run->start, run->end, true);
 }
 
 /*
@@ -256,16 +273,26 @@ static int note_cowed(struct wpt_look *l, const struct wpt_page_region *run)
 static int protect_private_file(struct wpt_look *l, uint64_t start, uint64_t end)
 {
 	struct wpt_page_region run;
-	uint64_t at, run_end;
+	uint64_t at = start;
 	int got, err = 0;
 
-	for (at = start; (at = wpt_ledger_next_cowed(l->t->ledger, at, end, &run_end)) < end;)
-		for (; at < run_end; at += WPT_PAGE)
-			wpt_ledger_set_cowed(l->t->ledger, at, false);
-	wpt_scan_start(&l->t->scan, start, end, &match_private_file, true);
-	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
-		err = note_cowed(l, &run);
-	return err ? err : got;
+	wpt_scan_start(&l->t->scan, start, end, &match_private_all, true);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0) {
+		err = set_cowed(l->t, at, run.start, false);
+		at = run.end;
+		if (err)
+			break;
+		if (run.categories & PAGE_IS_PRESENT)
+			err = set_cowed(l->t, run.start, run.end, !(run.categories & PAGE_IS_FILE));
+		else if (!(run.categories & PAGE_IS_SWAPPED))
+			err = set_cowed(l->t, run.start, run.end, false);
+		else if (run.categories & PAGE_IS_WRITTEN)
+			err = set_cowed(l->t, run.start, run.end, true);
+		/* Else it was protected before, and is swapped out or a marker: what was known of it holds. */
+	}
+	if (err || got < 0)
+		return err ? err : got;
+	return set_cowed(l->t, at, end, false);
 }
 
 static int protect_markers(struct wpt_look *l, uint64_t start, uint64_t end)
@@ -368,7 +395,7 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */
 	if (a->kind == WPT_KIND_FILE_PRIVATE) {
 		err = collect_uncowed(l, start, end);
-		match = &match_private_file;
+		match = &wpt_match_private_file;
 	} else if (a->kind == WPT_KIND_ANON) {
 		match = &wpt_match_dirty;
 	} else if (a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED) {
@@ -380,7 +407,7 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0) {
 		err = wpt_ledger_dirty(l->t->ledger, run.start, run.end);
 		if (!err && a->kind == WPT_KIND_FILE_PRIVATE)
-			err = note_cowed(l, &run);
+			err = wpt_tracker_note_cowed(l->t, &run);
 	}
 	if (err || got < 0)
 		return err ? err : got;

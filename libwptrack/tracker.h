@@ -108,6 +108,13 @@ void wpt_plan_close(struct wpt_plan *plan);
 /* Frees what a look replaced; not between quiesce and resume. */
 void wpt_tracker_reap(struct wpt_tracker *t);
 
+/*
+ * Private mappings of files: what is written, and as what; a scan that protects with it must give every run to note_cowed, because
+ * afterwards a swapped COWed page looks like a marker.
+ */
+extern const struct wpt_scan_match wpt_match_private_file;
+int wpt_tracker_note_cowed(struct wpt_tracker *t, const struct wpt_page_region *run);
+
 /* Whether [start, end) touches a span that must be compared. */
 bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_t end);
 
