@@ -437,19 +437,29 @@ make_chain()
 	watch_end
 }
 
-@test "--json: every line is an object; ready, links, a failure, the end" {
+# The next object of this type into LINE; ranges that are compared may come before it. All are kept in lines.json.
+watch_json()
+{
+	while watch_line; do
+		echo "$LINE" >>lines.json
+		case $LINE in
+		'{"schema":1,"type":"range",'*) ;;
+		'{"schema":1,"type":"'"$1"'",'*) return ;;
+		*) echo "no $1: $LINE"; return 1 ;;
+		esac
+	done
+}
+
+@test "--json: every line is an object; ready, links, the end" {
 	target_start
 	watch_start watch "$TARGET" -o dir --every 0 --json
-	watch_line
+	watch_json ready
 	[[ $LINE == '{"schema":1,"type":"ready","pid":'$TARGET',"backend":"async"}' ]]
-	echo "$LINE" >lines.json
-	watch_line
-	[[ $LINE == *'"type":"link","trigger":"base","sequence":0,'* ]]
-	echo "$LINE" >>lines.json
+	watch_json link
+	[[ $LINE == *',"trigger":"base","sequence":0,'* ]]
 	kill -USR1 "$WATCH"
-	watch_line
-	[[ $LINE == *'"trigger":"SIGUSR1","sequence":1,'* ]]
-	echo "$LINE" >>lines.json
+	watch_json link
+	[[ $LINE == *',"trigger":"SIGUSR1","sequence":1,'* ]]
 	watch_end
 	[ "$status" -eq 0 ]
 	[ "$(cat out)" = '{"schema":1,"type":"end","reason":"signal","links":2}' ]
@@ -460,12 +470,31 @@ make_chain()
 @test "--json: the end of the target" {
 	target_start
 	watch_start watch "$TARGET" -o dir --every 0 --json
-	watch_line
-	watch_line
+	watch_json ready
+	watch_json link
 	target_end exit 0
 	watch_wait
 	[ "$status" -eq 5 ]
 	[ "$(cat out)" = '{"schema":1,"type":"end","reason":"gone","links":1}' ]
+}
+
+@test "--json: a link that fails" {
+	need_root
+	mkdir small
+	mount -t tmpfs -o size=4m none small 2>/dev/null || skip "needs to mount a tmpfs"
+	MOUNTED=$T/small
+	target_start
+	watch_start watch "$TARGET" -o small/dir --every 0 --json
+	watch_json ready
+	watch_json link
+	dd if=/dev/zero of=small/full bs=4k status=none 2>/dev/null || :
+	tell fill 1
+	kill -USR1 "$WATCH"
+	watch_json failed
+	[[ $LINE == *',"trigger":"SIGUSR1","code":-28,"error":"No space left on device"}' ]]
+	watch_end
+	[ "$status" -eq 1 ]
+	json_is_valid lines.json
 }
 
 @test "a reader of the lines that goes away ends it with code 1" {
