@@ -175,8 +175,8 @@ INSTALLED = \
 	644:$(B)/wptrack.pc:$(LIBDIR)/pkgconfig/wptrack.pc \
 	$(foreach p,$(MAN),644:$(p):$(MANDIR)/man$(subst .,,$(suffix $(p)))/$(notdir $(p))) \
 	$(foreach s,$(SYMBOLS),$(call alias,$(s))) \
-	$(foreach p,$(wildcard tools/snapshot/wpsnap.bash),644:$(p):$(DATADIR)/bash-completion/completions/wpsnap) \
-	$(foreach p,$(wildcard tools/snapshot/_wpsnap),644:$(p):$(DATADIR)/zsh/site-functions/_wpsnap)
+	$(foreach p,$(wildcard tools/snapshot/completion/wpsnap.bash),644:$(p):$(DATADIR)/bash-completion/completions/wpsnap) \
+	$(foreach p,$(wildcard tools/snapshot/completion/_wpsnap),644:$(p):$(DATADIR)/zsh/site-functions/_wpsnap)
 
 install: all
 	@DESTDIR='$(DESTDIR)' scripts/install install $(INSTALLED)
