@@ -5,6 +5,7 @@
  * unknown spans, where it stays until a link that holds it is durable.
  */
 #include "look.h"
+#include "page.h"
 
 #include <urcu-bp.h>
 
@@ -160,6 +161,7 @@ static int area_add(struct wpt_look *l, const struct wpt_map *map, uint64_t star
 	a->start = start;
 	a->end = end;
 	a->offset = map->offset + (start - map->start);
+	a->page_size = map->page_size;
 	a->range_id = entry ? entry->id : 0;
 	area_classify(l, a, map, name);
 	return text_add(&l->plan->text, entry && entry->name[0] ? entry->name : name, &a->name);
@@ -370,6 +372,31 @@ static int collect_uncowed(struct wpt_look *l, uint64_t start, uint64_t end)
 	return 0;
 }
 
+/*
+ * A huge page that was zapped or punched and then filled again by a read is present, not written, and zero all over. Where the chain shows
+ * something else in it, one look at that tells.
+ */
+static int collect_refilled(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match present = { .mask = PAGE_IS_PRESENT };
+	struct wpt_page_region run;
+	enum wpt_known known;
+	uint64_t buf[WPT_PAGE / 8], at, stop, page;
+	int got = 0, err = 0;
+
+	wpt_scan_start(&l->t->scan, start, end, &present, false);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		for (at = run.start; at < run.end && !err; at = stop) {
+			stop = WPT_MIN(run.end, WPT_ALIGN_DOWN(at, a->page_size) + a->page_size);
+			page = wpt_ledger_next_nonzero(l->t->ledger, at, stop, &known);
+			if (page == stop || (known == WPT_KNOWN_DATA && wpt_target_read(l->t->target, page, buf, WPT_PAGE) == WPT_PAGE &&
+					     !wpt_page_is_zero(buf)))
+				continue;
+			err = wpt_ledger_dirty(l->t->ledger, at, stop);
+		}
+	return err ? err : got;
+}
+
 /* Adds the runs that match to the dirty set. */
 static int collect_matching(struct wpt_look *l, uint64_t start, uint64_t end, const struct wpt_scan_match *match)
 {
@@ -416,8 +443,8 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 		return collect_matching(l, start, end, &wpt_match_none);
 	/* A huge page that is not mapped may hold anything: hugetlb has no markers for what a zap took. */
 	if (a->kind == WPT_KIND_HUGETLB_SHARED)
-		return collect_matching(l, start, end, &not_present);
-	return 0;
+		err = collect_matching(l, start, end, &not_present);
+	return err || match != &hugetlb ? err : collect_refilled(l, a, start, end);
 }
 
 /* Whether the old plan's area already tracks the new one's memory, as far as mappings tell; the kernel's check decides. */

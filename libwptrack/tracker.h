@@ -23,6 +23,7 @@ struct wpt_area {
 	uint64_t offset;       /* in the file */
 	uint32_t kind;         /* enum wpt_kind */
 	uint32_t reason;       /* enum wpt_range_reason */
+	uint32_t page_size;    /* the mapping's own, bytes */
 	int range_id;
 	int file;              /* index in the file table, -1: none or not to be had */
 	size_t name;           /* offset in the plan's text */
