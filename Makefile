@@ -46,7 +46,7 @@ BENCH := $(call programs,tests/bench/*.c)
 EXAMPLES := $(call programs,examples/*.c)
 SHARED_OBJ := $(addsuffix .o,$(foreach d,unit kernel bench,$(call shared,tests/$(d)/*.c)))
 shared_of = $(filter $(@D)/%,$(SHARED_OBJ))
-MAN_EXAMPLES := $(patsubst man/%.3,$(B)/man/%,$(wildcard man/*.3))
+MAN_EXAMPLES := $(patsubst man/%.3,$(B)/man/%,$(wildcard man/*.3)) $(B)/man/libwptrack
 FUZZ := $(patsubst $(B)/tests/fuzz/%,$(B)/fuzz/%,$(call programs,tests/fuzz/*.c))
 FUZZ_OBJ := $(patsubst %.c,$(B)/fuzz/obj/%.o,$(wildcard libwptrack/*.c))
 
@@ -111,6 +111,10 @@ $(EXAMPLES): $(B)/%: %.c $(B)/libwptrack.a
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -MMD -MP $< $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -o $@
 
 $(B)/man/%.c: man/%.3 scripts/man-example
+	@mkdir -p $(@D)
+	scripts/man-example $< >$@
+
+$(B)/man/%.c: man/%.7 scripts/man-example
 	@mkdir -p $(@D)
 	scripts/man-example $< >$@
 

@@ -14,9 +14,10 @@
 #include "wptrack.h"
 
 #define NR_ACCOUNTS (1u << 20)
+#define NR_BUSY (NR_ACCOUNTS / 8)
 #define NR_CHECKPOINTS 4
 
-/* Money is moved between accounts: at any instant outside the lock the sum is NR_ACCOUNTS * 100. */
+/* Money is moved between an eighth of the accounts: at any instant outside the lock the sum is NR_ACCOUNTS * 100. */
 static int64_t *accounts;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int stop;
@@ -31,9 +32,9 @@ static void *work(void *arg)
 		pthread_mutex_lock(&lock);
 		for (int i = 0; i < 100; i++) {
 			random = random * 1664525u + 1013904223u;
-			accounts[random % NR_ACCOUNTS] -= 7;
+			accounts[random % NR_BUSY] -= 7;
 			random = random * 1664525u + 1013904223u;
-			accounts[random % NR_ACCOUNTS] += 7;
+			accounts[random % NR_BUSY] += 7;
 		}
 		transfers += 100;
 		pthread_mutex_unlock(&lock);
