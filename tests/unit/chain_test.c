@@ -46,6 +46,7 @@ struct model {
 	uint64_t random;
 	char dir[64];
 	int fd;
+	bool silent;          /* links mention no page */
 };
 
 static uint64_t next_random(struct model *m)
@@ -217,7 +218,8 @@ static void take_link(struct model *m)
 	snprintf(l->file, sizeof(l->file), "%010u-%s.wps", m->nr_links, hex);
 	assert_int_equal(wpt_sink_folder(&sink, m->fd, l->file, false), 0);
 	assert_int_equal(wpt_layer_writer_open(&w, sink, &m->params), 0);
-	submit_pages(m, w);
+	if (!m->silent)
+		submit_pages(m, w);
 	submit_ranges(m, w);
 	snprintf(tag, sizeof(tag), "link=%u", m->nr_links);
 	if (m->nr_links % 5 == 0)
@@ -361,6 +363,33 @@ static void every_link_of_a_long_chain_shows_its_own_moment(void **state)
 		check_chain(&m, c, &m.links[i]);
 		if (i % 10 == 0)
 			assert_int_equal(wpt_chain_verify(c, NULL, NULL), 0);
+		wpt_chain_close(c);
+	}
+	model_close(&m);
+}
+
+/* What was there before a page left the ranges does not come back with it, even if the link that covers it again says nothing. */
+static void a_page_that_was_uncovered_comes_back_as_zero(void **state)
+{
+	struct model m;
+	struct wpt_chain *c;
+	uint32_t i;
+
+	(void)state;
+	model_open(&m, seed_of() + 8);
+	for (i = 0; i < NR_PAGES; i++)
+		m.pages[i] = (struct page){ WPT_VIEW_DATA, { 1, 2, (uint8_t)i } };
+	take_link(&m);
+	m.silent = true;
+	for (i = 100; i < 200; i++)
+		m.pages[i].view = WPT_VIEW_UNTRACKED;
+	take_link(&m);
+	for (i = 150; i < 200; i++)
+		m.pages[i].view = WPT_VIEW_ZERO;
+	take_link(&m);
+	for (i = 0; i < 3; i++) {
+		c = open_at(&m, "@%u", i);
+		check_chain(&m, c, &m.links[i]);
 		wpt_chain_close(c);
 	}
 	model_close(&m);
@@ -655,6 +684,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_link_of_a_long_chain_shows_its_own_moment),
+		cmocka_unit_test(a_page_that_was_uncovered_comes_back_as_zero),
 		cmocka_unit_test(links_concatenate),
 		cmocka_unit_test(a_torn_tail_costs_the_last_link_only),
 		cmocka_unit_test(a_merged_link_stands_in_for_those_it_was_made_of),
