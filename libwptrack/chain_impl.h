@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The inside of a chain, shared by chain.c, walker.c and view.c only. */
+/* The inside of a chain, shared by chain.c, walker.c, view.c and merge.c only. */
 #ifndef WPT_CHAIN_IMPL_H
 #define WPT_CHAIN_IMPL_H
 
@@ -20,10 +20,19 @@ struct wpt_range_list {
 	struct wpt_listed_range ranges[];
 };
 
+/* What a link covers, as far as its children need to know: ranges that touch are one. */
+struct wpt_span {
+	uint64_t start, end;
+};
+struct wpt_spans {
+	uint32_t nr;
+	struct wpt_span spans[];
+};
+
 struct wpt_chain_link {
 	struct wpt_reader *reader;
-	struct wpt_range_list *ranges;  /* its own, or an older link's */
-	bool owns_ranges;
+	struct wpt_spans *spans;        /* its own, or an older link's */
+	bool owns_spans;
 	const char *name;               /* the pool's */
 };
 
@@ -32,8 +41,10 @@ struct wpt_chain {
 	struct wpt_cache *cache;
 	struct wpt_chain_link *links;   /* 0 the oldest */
 	uint32_t nr_links;
+	struct wpt_range_list *ranges;  /* at the last link */
 	uint64_t end_offset;            /* of the last good link in a file */
 	uint64_t torn_bytes;            /* behind it */
+	int file_error;                 /* something in the file is no good that the chain does not need */
 };
 
 /* All of a section into memory from malloc(), with room for one byte more. */

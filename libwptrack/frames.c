@@ -3,7 +3,6 @@
 #include "reader.h"
 
 #include <stdlib.h>
-#define ZSTD_STATIC_LINKING_ONLY
 #include <zstd.h>
 #include <zstd_errors.h>
 

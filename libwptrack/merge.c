@@ -100,7 +100,7 @@ static int add_pages(struct merge *m)
 
 static int add_ranges(struct merge *m)
 {
-	const struct wpt_range_list *l = m->c->links[m->c->nr_links - 1].ranges;
+	const struct wpt_range_list *l = m->c->ranges;
 	struct wpt_layer_range *ranges = calloc((size_t)l->nr + 1, sizeof(*ranges));
 	uint32_t i;
 	int rc;
@@ -179,7 +179,7 @@ static int merge_open(struct merge *m, struct wpt_sink *sink)
 
 static uint64_t bytes_tracked(const struct wpt_chain *c)
 {
-	const struct wpt_range_list *l = c->links[c->nr_links - 1].ranges;
+	const struct wpt_range_list *l = c->ranges;
 	uint64_t bytes = 0;
 	uint32_t i;
 

@@ -71,10 +71,23 @@ const char *wpt_pool_name(const struct wpt_source *s)
 	return ((const struct pooled *)s)->name;
 }
 
-/* Closes files until one more may be open, or all that are open are being read. */
+static void file_close(struct wpt_pool *p, struct pooled *f)
+{
+	f->file->close(f->file);
+	f->file = NULL;
+	p->nr_open--;
+}
+
+/* Closes files until one more may be open, or all that are open are being read: many at once, as the list of all may be long. */
 static void make_room(struct wpt_pool *p)
 {
 	struct pooled *f, *oldest;
+
+	if (p->nr_open < p->max_open)
+		return;
+	for (f = p->all; f; f = f->next)
+		if (f->file && !f->nr_users && p->tick - f->tick > p->max_open / 2)
+			file_close(p, f);
 
 	while (p->nr_open >= p->max_open) {
 		oldest = NULL;
@@ -83,9 +96,7 @@ static void make_room(struct wpt_pool *p)
 				oldest = f;
 		if (!oldest)
 			return;
-		oldest->file->close(oldest->file);
-		oldest->file = NULL;
-		p->nr_open--;
+		file_close(p, oldest);
 	}
 }
 

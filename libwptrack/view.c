@@ -31,7 +31,7 @@ static const struct wpt_reader_info *link_info(const struct wpt_chain *c, uint32
 
 static const struct wpt_range_list *ranges(const struct wpt_chain *c)
 {
-	return c->links[c->nr_links - 1].ranges;
+	return c->ranges;
 }
 
 /* The nearest origin: a link without one has its parent's. */
@@ -144,19 +144,48 @@ static bool parse_interval(const char *spec, uint64_t *start, uint64_t *end)
 	return !errno && !*rest;
 }
 
-static bool name_fits(const char *name, const char *spec)
+/* Its whole name, or the last component of it; with or without what the kernel adds when the file is gone. */
+static bool name_fits(const char *name, const char *spec, bool whole)
 {
+	static const char deleted[] = " (deleted)";
+	size_t len = strlen(name), tail = sizeof(deleted) - 1;
 	const char *base = strrchr(name, '/');
 
-	return strcmp(name, spec) == 0 || (base && strcmp(base + 1, spec) == 0);
+	if (!whole && base) {
+		len -= (size_t)(base + 1 - name);
+		name = base + 1;
+	}
+	if (!strcmp(name, spec))
+		return true;
+	return len > tail && !strcmp(name + len - tail, deleted) && strlen(spec) == len - tail && !memcmp(name, spec, len - tail);
+}
+
+static int find_name(const struct wpt_range_list *l, const char *spec, bool whole, struct wpt_range_info *info)
+{
+	const struct wpt_listed_range *r, *first = NULL;
+	uint64_t end = 0;
+	uint32_t i;
+
+	for (i = 0; i < l->nr; i++) {
+		r = &l->ranges[i];
+		if (!name_fits(r->name, spec, whole))
+			continue;
+		/* Pieces of one name that touch are one; two files of one base name are two. */
+		if (first && (r->start != end || strcmp(r->name, first->name)))
+			return -WPT_E_AMBIGUOUS;
+		if (!first)
+			first = r;
+		end = r->end;
+	}
+	return first ? fill_range(info, first, first->start, end) : -WPT_E_NOT_TRACKED;
 }
 
 int wpt_chain_find(struct wpt_chain *c, const char *spec, struct wpt_range_info *info)
 {
 	const struct wpt_range_list *l = ranges(c);
-	const struct wpt_listed_range *r, *first = NULL;
 	uint64_t start, end;
 	uint32_t i;
+	int rc;
 
 	if (!*spec)
 		return -EINVAL;
@@ -168,19 +197,8 @@ int wpt_chain_find(struct wpt_chain *c, const char *spec, struct wpt_range_info 
 				return fill_range(info, &l->ranges[i], start, end);
 		return -WPT_E_NOT_TRACKED;
 	}
-	for (i = 0, start = end = 0; i < l->nr; i++) {
-		r = &l->ranges[i];
-		if (!name_fits(r->name, spec))
-			continue;
-		if (first && r->start != end)
-			return -WPT_E_AMBIGUOUS;
-		if (!first) {
-			first = r;
-			start = r->start;
-		}
-		end = r->end;
-	}
-	return first ? fill_range(info, first, start, end) : -WPT_E_NOT_TRACKED;
+	rc = find_name(l, spec, true, info);
+	return rc == -WPT_E_NOT_TRACKED ? find_name(l, spec, false, info) : rc;
 }
 
 int wpt_chain_section(struct wpt_chain *c, uint32_t type, void **data, size_t *len)
@@ -202,27 +220,35 @@ int wpt_chain_section(struct wpt_chain *c, uint32_t type, void **data, size_t *l
 
 int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)
 {
+	/* The last page of the address space has no end address of its own, and nothing is tracked there. */
+	const uint64_t limit = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
 	struct wpt_walker *w = NULL;
 	struct wpt_view_run run;
-	uint64_t end, from, to;
 	bool unreadable = false;
+	uint64_t end, from, to;
 	uint8_t *out = buf;
 	int rc;
 
 	if (!len)
 		return 0;
-	/* The last page of the address space has no end address of its own, and nothing is tracked there. */
-	if (wpt_add_overflows(addr, len, &end) || end > UINT64_MAX - WPT_PAGE)
+	if (wpt_add_overflows(addr, len, &end) && end)
 		return -EINVAL;
+	if (!end || end > limit) {
+		from = WPT_MAX(addr, limit);
+		memset(out + (size_t)(from - addr), 0, len - (size_t)(from - addr));
+		end = limit;
+		if (from == addr)
+			return 0;
+	}
 	rc = wpt_walker_open(&w, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
 	while (!rc && (rc = wpt_walker_next(w, &run)) > 0) {
 		from = WPT_MAX(run.start, addr);
 		to = WPT_MIN(run.end, end);
 		rc = 0;
 		if (run.view == WPT_VIEW_DATA)
-			rc = wpt_chain_run_read(c, &run, from, out + (from - addr), (size_t)(to - from));
+			rc = wpt_chain_run_read(c, &run, from, out + (size_t)(from - addr), (size_t)(to - from));
 		else
-			memset(out + (from - addr), 0, (size_t)(to - from));
+			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
 		unreadable |= run.view == WPT_VIEW_UNREADABLE;
 	}
 	wpt_walker_close(w);
@@ -304,5 +330,7 @@ int wpt_chain_verify(struct wpt_chain *c, wpt_progress *progress, void *arg)
 	while (!rc && (rc = wpt_walker_next(w, &run)) > 0)
 		rc = 0;
 	wpt_walker_close(w);
+	if (!rc)
+		rc = c->file_error;
 	return rc ? rc : c->torn_bytes ? -WPT_E_TRUNCATED : 0;
 }

@@ -11,7 +11,7 @@
 struct position {
 	struct wpt_cursor cursor;
 	uint64_t silent_until;  /* page number: before it the link mentions nothing */
-	uint32_t range;         /* the first range that ends behind where the walk is */
+	uint32_t span;          /* the first one that ends behind where the walk is, or one before that */
 };
 
 struct wpt_walker {
@@ -46,21 +46,38 @@ void wpt_walker_close(struct wpt_walker *w)
 	free(w);
 }
 
+/* The first span from `from` on that ends behind `at`. Usually it is `from` or the one after it. */
+static uint32_t span_find(const struct wpt_spans *s, uint32_t from, uint64_t at)
+{
+	uint32_t low = from, high = s->nr, middle;
+
+	for (middle = from; middle < s->nr && middle < from + 2; middle++)
+		if (s->spans[middle].end > at)
+			return middle;
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (s->spans[middle].end > at)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return low;
+}
+
 /* Whether link i covers w->at; *until: as far as that holds. */
 static bool is_covered(struct wpt_walker *w, uint32_t i, uint64_t *until)
 {
-	const struct wpt_range_list *l = w->chain->links[i].ranges;
-	uint32_t *range = &w->positions[i].range;
+	const struct wpt_spans *s = w->chain->links[i].spans;
+	uint32_t *span = &w->positions[i].span;
 
-	while (*range < l->nr && l->ranges[*range].end <= w->at)
-		++*range;
-	if (*range == l->nr)
+	*span = span_find(s, *span, w->at);
+	if (*span == s->nr)
 		return false;
-	if (l->ranges[*range].start > w->at) {
-		*until = WPT_MIN(*until, l->ranges[*range].start);
+	if (s->spans[*span].start > w->at) {
+		*until = WPT_MIN(*until, s->spans[*span].start);
 		return false;
 	}
-	*until = WPT_MIN(*until, l->ranges[*range].end);
+	*until = WPT_MIN(*until, s->spans[*span].end);
 	return true;
 }
 
