@@ -367,14 +367,14 @@ static int do_truncate(struct worker *w, struct area *a, uint64_t n)
 /* ---- mappings; all with the area's lock held ------------------------------------------------------------------- */
 
 /*
- * Whether mapping [off, off + len) of the file at addr would show a part of it twice in the slot. A write through one mapping of a file
- * is not seen in another of the same target: bypass_test has that case.
+ * Whether mapping [off, off + len) of the file at addr would show a part of it twice in the slot. What is written through a second mapping
+ * that comes and goes between two links nobody sees, and a punched page can be filled through it; bypass_test has what can be seen.
  */
 static bool would_alias(struct worker *w, struct area *a, uint64_t addr, uint64_t off, uint64_t len)
 {
 	struct vma *v;
 
-	if (!area_desc(a)->file || !area_desc(a)->shared)
+	if (!area_desc(a)->file)
 		return false;
 	if (vma_list_read(&w->maps, "/proc/self/maps", a->start, a->end))
 		return true;
@@ -424,7 +424,8 @@ static int do_resize(struct worker *w, struct area *a, uint64_t p, uint64_t n)
 		return -EAGAIN;
 	if (mremap(at(a, p), n * a->unit, less * a->unit, 0) == MAP_FAILED)
 		return -errno;
-	if (rng_below(&w->rng, 4) == 0)
+	/* A file's next part may be mapped elsewhere by now. */
+	if (area_desc(a)->file || area_desc(a)->shared || rng_below(&w->rng, 4) == 0)
 		return 0;
 	return mremap(at(a, p), less * a->unit, n * a->unit, 0) == MAP_FAILED ? -errno : 0;
 }
@@ -564,13 +565,22 @@ static bool op_is_reported(const struct area *a, unsigned op)
 	return op == OP_TRUNCATE || op == OP_PWRITE || ((op == OP_PUNCH || op == OP_REMOVE) && !area_desc(a)->silent);
 }
 
+/* So do new mappings, of what is mapped. Huge pages are few, and each such operation hits most of them. */
+static bool op_maps(unsigned op)
+{
+	return op == OP_MOVE || op == OP_RESIZE || op == OP_UNMAP || op == OP_REMAP || op == OP_ALIEN || op == OP_HEAL;
+}
+
 static bool op_fits(const struct ctl *ctl, const struct area *a, unsigned op)
 {
 	const struct area_desc *d = area_desc(a);
+	uint32_t epoch = atomic_load(&ctl->epoch);
 
+	if (op_maps(op) && epoch % (a->unit == HUGE ? 4 : 2))
+		return false;
 	if (ctl->forbidden >> op & 1)
 		return false;
-	if (op_is_reported(a, op) && (atomic_load(&ctl->epoch) + a->kind) % 3)
+	if (op_is_reported(a, op) && (epoch + a->kind) % 3)
 		return false;
 	switch (op) {
 	case OP_FREE:

@@ -83,7 +83,7 @@ static uint64_t meminfo(const char *key)
 
 static bool have_hugepages(unsigned nr)
 {
-	return meminfo("HugePages_Free:") >= nr && meminfo("Hugepagesize:") == 2048;
+	return meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:") >= nr && meminfo("Hugepagesize:") == 2048;
 }
 
 static void remove_folder(const char *path)
@@ -429,6 +429,7 @@ static int session_open(struct session *s, const struct run *run)
 		r = shadow_open(&s->shadow, s->ctl, run->attached ? s->child : getpid());
 	if (!r)
 		r = check_open(&s->check, s->ctl, &s->shadow, run->name, setup.links + 1);
+	s->check.all = run->all;
 	if (!r)
 		r = session_tracker(s);
 	return r;

@@ -59,11 +59,12 @@ static void scan_case(void **state)
  * The target is the only writer, which is said: where some process can't be inspected (no privilege, a container) everything shared
  * would else be compared by content, and nothing be tested. The last two runs don't say it.
  */
-#define ONE(kind_, name_, verify_)                                                                                                        \
-	{ .name = name_, .nr_kinds = 1, .kinds = { kind_ }, .track_flags = verify_ ? WPT_TRACK_VERIFY_CONTENT : WPT_TRACK_ASSUME_SOLE_WRITER },                      \
-	{                                                                                                                                 \
-		.name = name_ "-attached", .attached = true, .nr_kinds = 1, .kinds = { kind_ },                                           \
-		.track_flags = verify_ ? WPT_TRACK_VERIFY_CONTENT : WPT_TRACK_ASSUME_SOLE_WRITER                                          \
+#define FLAGS(verify_) ((verify_) ? WPT_TRACK_VERIFY_CONTENT : WPT_TRACK_ASSUME_SOLE_WRITER)
+#define ONE(kind_, name_, verify_)                                                                      \
+	{ .name = name_, .nr_kinds = 1, .kinds = { kind_ }, .track_flags = FLAGS(verify_) },            \
+	{                                                                                               \
+		.name = name_ "-attached", .attached = true, .nr_kinds = 1, .kinds = { kind_ },         \
+		.track_flags = FLAGS(verify_)                                                           \
 	}
 
 static struct run runs[] = {
@@ -82,9 +83,7 @@ static struct run runs[] = {
 	ONE(AREA_BRK, "brk", 0),
 	ONE(AREA_MEMFD, "memfd-verify", 1),
 	ONE(AREA_MEMFD_PRIVATE, "memfd-private-verify", 1),
-	ONE(AREA_HUGE_PRIVATE, "hugetlb-private-verify", 1),
 	ONE(AREA_HUGE_SHARED, "hugetlb-shared-verify", 1),
-	ONE(AREA_HUGE_FILE_PRIVATE, "hugetlb-file-private-verify", 1),
 	{ .name = "mixed", .nr_kinds = 7, .steps_factor = 2, .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS,
 	  AREA_FILE, AREA_FILE_PRIVATE } },
 	{ .name = "everything-attached", .attached = true, .all = true, .nr_kinds = 9, .steps_factor = 3,
