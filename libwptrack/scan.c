@@ -1,12 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "scan.h"
 
-/*
- * The size of the kernel's own buffer. With a larger one a walk goes on after that was full, but walk_end stays at where it was first
- * full: the regions behind it would be reported again, out of order.
- */
-#define NR_REGIONS 512
-
 const struct wpt_scan_match wpt_match_written = { .mask = PAGE_IS_WRITTEN, .report = PAGE_IS_WRITTEN };
 const struct wpt_scan_match wpt_match_dirty = {
 	.mask = PAGE_IS_WRITTEN,
@@ -21,17 +15,22 @@ const struct wpt_scan_match wpt_match_none = {
 	.mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 };
 
-int wpt_scan_open(struct wpt_scan *s, int pagemap)
+void wpt_scan_init(struct wpt_scan *s, int pagemap, struct wpt_page_region *regions)
 {
 	memset(s, 0, sizeof(*s));
 	s->pagemap = pagemap;
-	s->regions = wpt_vm_alloc(NR_REGIONS * sizeof(*s->regions));
+	s->regions = regions;
+}
+
+int wpt_scan_open(struct wpt_scan *s, int pagemap)
+{
+	wpt_scan_init(s, pagemap, wpt_vm_alloc(WPT_SCAN_REGIONS * sizeof(*s->regions)));
 	return s->regions ? 0 : -ENOMEM;
 }
 
 void wpt_scan_close(struct wpt_scan *s)
 {
-	wpt_vm_free(s->regions, NR_REGIONS * sizeof(*s->regions));
+	wpt_vm_free(s->regions, WPT_SCAN_REGIONS * sizeof(*s->regions));
 	s->regions = NULL;
 }
 
@@ -41,7 +40,7 @@ void wpt_scan_start_any(struct wpt_scan *s, uint64_t start, uint64_t end, const 
 		.start = start,
 		.walk_end = start,
 		.vec = (uintptr_t)s->regions,
-		.vec_len = NR_REGIONS,
+		.vec_len = WPT_SCAN_REGIONS,
 		.category_inverted = match->inverted,
 		.category_mask = match->mask,
 		.category_anyof_mask = match->anyof,
@@ -57,9 +56,9 @@ void wpt_scan_start(struct wpt_scan *s, uint64_t start, uint64_t end, const stru
 	s->arg.flags = PM_SCAN_CHECK_WPASYNC | (protect ? PM_SCAN_WP_MATCHING : 0);
 }
 
-int wpt_scan_next(struct wpt_scan *s, struct wpt_page_region *run)
+int wpt_scan_fill(struct wpt_scan *s)
 {
-	while (s->next == s->nr) {
+	do {
 		s->arg.start = s->arg.walk_end;
 		if (s->arg.start >= s->end)
 			return 0;
@@ -77,7 +76,6 @@ int wpt_scan_next(struct wpt_scan *s, struct wpt_page_region *run)
 		/* A walk that stands still would be repeated for ever. */
 		if (s->arg.walk_end <= s->arg.start)
 			return -EIO;
-	}
-	*run = s->regions[s->next++];
+	} while (!s->nr);
 	return 1;
 }

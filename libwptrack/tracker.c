@@ -415,6 +415,8 @@ static int scan_interval(struct scan_call *c, const struct wpt_plan *plan, uint6
 int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32_t flags,
 		     int (*each)(void *arg, const struct wpt_run *run), void *arg)
 {
+	/* Not from the heap: for a small range that would cost more than the scan. */
+	struct wpt_page_region regions[WPT_SCAN_REGIONS];
 	struct scan_call c = { .t = t, .rearm = flags & WPT_SCAN_REARM, .each = each, .arg = arg };
 	const struct wpt_range_set *set;
 	const struct wpt_plan *plan;
@@ -423,10 +425,9 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 
 	if (!err && (flags & ~(uint32_t)WPT_SCAN_REARM))
 		err = -EINVAL;
-	if (!err)
-		err = wpt_scan_open(&c.scan, wpt_target_pagemap(t->target));
 	if (err)
 		return err;
+	wpt_scan_init(&c.scan, wpt_target_pagemap(t->target), regions);
 	c.scan.slice = (uint64_t)1 << 30;
 	if (c.rearm)
 		pthread_mutex_lock(&t->lock);
@@ -443,7 +444,6 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 	report_flush(&c);
 	if (c.rearm)
 		pthread_mutex_unlock(&t->lock);
-	wpt_scan_close(&c.scan);
 	if (!err)
 		err = wpt_target_alive(t->target);
 	return err ? err : c.result;
