@@ -32,9 +32,9 @@ teardown() { common_teardown; }
 	grep -qE "^chain +[0-9a-f]{32}, 3 links, pages of 4096 bytes$" out
 	grep -qE "^target +target_mem, pid $TARGET, boot $(cat /proc/sys/kernel/random/boot_id)$" out
 	says '640.0 KiB in 2 ranges' out
-	grep -qE "^  $(range $ANON 0 128) +512.0 KiB  anon " out
+	grep -qE "^  $(range $ANON 0 128) +512.0 KiB  anon$" out
 	grep -qE "^  $(range $SHARED 0 32) +128.0 KiB  shmem .*guest.ram" out
-	[ "$(grep -cE '^ +[0-2]  [0-9a-f]{8}  (full|incr)  pause' out)" -eq 3 ]
+	[ "$(grep -cE '^ +[0-2]  [0-9a-f]{8}  (full|incr)   pause ' out)" -eq 3 ]
 	[ "$(grep -c '  full  ' out)" -eq 1 ]
 }
 

@@ -129,7 +129,8 @@ make_chain()
 	kept merged.wps 2
 	"$WPSNAP" info --json merged.wps | grep -q '"sequence":2,.*"full":true'
 	mkdir two
-	cp merged.wps dir/0000000003-* dir/0000000004-* two
+	cp merged.wps "two/$(basename dir/0000000002-*)"
+	cp dir/0000000003-* dir/0000000004-* two
 	kept two 4
 	try "$WPSNAP" diff two dir
 	exits 0
@@ -315,13 +316,16 @@ make_chain()
 	first=$TARGET
 	watch_start watch "$TARGET" -o dir --every 0
 	watch_ready
-	exec 8>&- 9<&-
+	# the first target goes on, its fifos must stay open
+	exec 5>&8 6<&9
 	target_start
 	try "$WPSNAP" watch "$TARGET" -o dir --every 0
 	exits 1
 	says 'another writer has the chain open'
 	messages_are_ours
 	[ "$first" != "$TARGET" ]
+	kill -0 "$WATCH"
+	exec 5>&- 6<&-
 }
 
 @test "a full disk: the link fails, nothing is lost, the next one is complete" {
@@ -537,4 +541,20 @@ watch_json()
 	[ "$status" -eq 4 ]
 	[ "$(grep -c 'skipped: ' err)" -eq 1 ]
 	"$WPSNAP" verify dir
+}
+
+@test "--refuse: a link that does not fit the staging memory fails, the target is not stopped for longer" {
+	target_start 4096 16
+	watch_start watch "$TARGET" -o dir --every 0 --staging 4M --refuse --range "$(range $ANON 0 4096)"
+	watch_ready
+	tell fill 1
+	kill -USR1 "$WATCH"
+	watch_end
+	[ "$status" -eq 1 ]
+	says 'do not fit the staging memory'
+	# without --refuse the chain goes on, and holds it all
+	"$WPSNAP" watch "$TARGET" -o dir --every 0 --staging 4M --range "$(range $ANON 0 4096)" --count 1 >out 2>&1
+	dump "$(range $ANON 0 4096)" dumped
+	"$WPSNAP" restore dir -o raw --range "$(range $ANON 0 4096)"
+	cmp raw dumped
 }

@@ -150,9 +150,11 @@ static void print_range(const struct opts *o, const struct wpt_range_info *ri)
 		json_end(stdout);
 		return;
 	}
-	printf("  %012" PRIx64 "-%012" PRIx64 "  %10s  %-15s  ", ri->start, ri->end, format_size(size, ri->end - ri->start),
-	       kind_name(ri->kind));
-	print_name(stdout, ri->name);
+	printf("  %012" PRIx64 "-%012" PRIx64 "  %10s  %s", ri->start, ri->end, format_size(size, ri->end - ri->start), kind_name(ri->kind));
+	if (*ri->name) {
+		printf("%*s", (int)(17 - strlen(kind_name(ri->kind))), "");
+		print_name(stdout, ri->name);
+	}
 	if (ri->reason != WPT_REASON_NONE)
 		printf("  (%s: %s)", ri->skipped ? "skipped" : "compared by content", reason_text(ri->reason));
 	putchar('\n');

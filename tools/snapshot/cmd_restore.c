@@ -51,6 +51,23 @@ int cmd_merge(const struct opts *o)
 
 /* ---- restore ---- */
 
+/* By the name in the chain, or by that of a memfd or a file that was deleted, as the kernel shows them. */
+static int find_named(struct wpt_chain *c, const char *spec, struct wpt_range_info *ri)
+{
+	static const char *const forms[] = { "%s", "%s (deleted)", "memfd:%s (deleted)" };
+	int err = -WPT_E_NOT_TRACKED;
+	char *name;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(forms) && err == -WPT_E_NOT_TRACKED; i++) {
+		if (asprintf(&name, forms[i], spec) < 0)
+			return -ENOMEM;
+		err = wpt_chain_find(c, name, ri);
+		free(name);
+	}
+	return err;
+}
+
 static int find_range(const struct opts *o, struct wpt_chain *c, const char *spec, uint64_t *start, uint64_t *end)
 {
 	struct wpt_range_info ri = { .size = sizeof(ri) };
@@ -58,7 +75,7 @@ static int find_range(const struct opts *o, struct wpt_chain *c, const char *spe
 
 	if (parse_hex_range(spec, start, end) == 0)
 		return EXIT_OK;
-	err = wpt_chain_find(c, spec, &ri);
+	err = find_named(c, spec, &ri);
 	if (err) {
 		complain("restore: %s: the range '%s': %s; wpsnap info lists the ranges", o->args[0], spec, wpt_strerror(err));
 		return exit_code_of(err);

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BASE_ATTEMPTS 3
+/* A target that does not stop in time, because the machine is busy or a thread is in vfork, is asked again before that is an error. */
+#define STOP_ATTEMPTS 10
 
 static void on_log(void *arg, enum wpt_log_level level, const char *message)
 {
@@ -166,7 +167,7 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain)
 {
 	struct wpt_tracker_options to = { .size = sizeof(to) };
-	int err, code;
+	int err, code, attempts = 0;
 
 	s->o = o;
 	s->pid = pid;
@@ -176,7 +177,9 @@ int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t de
 		to.flags |= WPT_TRACK_ASSUME_SOLE_WRITER;
 	to.log = on_log;
 	to.log_arg = s;
-	err = wpt_tracker_attach(&s->tracker, pid, &to);
+	do
+		err = wpt_tracker_attach(&s->tracker, pid, &to);
+	while (err == -WPT_E_STOP_TIMEOUT && ++attempts < STOP_ATTEMPTS);
 	if (err)
 		return report(err, next_attach(err), "%s: cannot attach to process %d", o->cmd->name, (int)pid);
 	code = add_ranges(s);
@@ -279,8 +282,9 @@ static int take(struct session *s, struct wpt_take_stats *st)
 {
 	struct wpt_take_options to = { .size = sizeof(to) };
 
-	to.paused = on_paused;
 	to.mode = s->o->mode;
+	if (s->o->mode == WPT_MODE_PAUSE)
+		to.paused = on_paused;
 	if (s->o->refuse)
 		to.flags |= WPT_TAKE_REFUSE;
 	if (s->o->registers)
@@ -295,10 +299,9 @@ int session_take(struct session *s, const char *trigger)
 	struct wpt_take_stats st;
 	int err, attempts = 0;
 
-	/* Without a base there is nothing to go on from, so a target that was just hard to stop gets more than one chance. */
 	do
 		err = take(s, &st);
-	while (err == -WPT_E_STOP_TIMEOUT && !s->nr_links && ++attempts < BASE_ATTEMPTS);
+	while (err == -WPT_E_STOP_TIMEOUT && ++attempts < STOP_ATTEMPTS);
 	s->last = err;
 	if (err) {
 		report_failure(s, err, trigger);
