@@ -352,22 +352,21 @@ void wpt_target_comm(const struct wpt_target *t, char comm[64])
 	memcpy(comm, t->comm, sizeof(t->comm));
 }
 
-static ssize_t vm_readv(const struct wpt_target *t, struct iovec *local, struct iovec *remote, size_t nr)
+static ssize_t vm_readv(pid_t tid, const struct iovec *local, size_t nr_local, const struct iovec *remote, size_t nr_remote)
 {
-	return wpt_sys(SYS_process_vm_readv, t->vm_tid, local, nr, remote, nr, 0);
+	return wpt_sys(SYS_process_vm_readv, tid, local, nr_local, remote, nr_remote, 0);
 }
 
 /*
- * The thread's memory shows other random bytes than the attached program had. Either it executed another program, or it wrote over
- * them, which the descriptor that belongs to the memory tells.
+ * The thread's memory shows other random bytes than the attached program had, or none at that address. Either it executed another
+ * program, or it wrote over them, which the descriptor that belongs to the memory tells.
  */
 static int token_changed(struct wpt_target *t)
 {
 	uint8_t now[WPT_TOKEN_BYTES];
+	ssize_t n = wpt_mem_pread(t->mem, now, sizeof(now), t->token_addr);
 
-	if (wpt_mem_pread(t->mem, now, sizeof(now), t->token_addr) == 0)
-		return -WPT_E_GONE;
-	if (!memcmp(now, t->token, sizeof(now)))
+	if (n == 0 || (n == sizeof(now) && !memcmp(now, t->token, sizeof(now))))
 		return -WPT_E_GONE;
 	t->token_valid = false;
 	return 0;
@@ -378,6 +377,7 @@ int wpt_target_alive(struct wpt_target *t)
 	uint8_t now[WPT_TOKEN_BYTES];
 	struct iovec local = { now, sizeof(now) }, remote;
 	struct pollfd pfd = { t->pidfd, POLLIN, 0 };
+	ssize_t n;
 	int rc;
 
 	rc = wpt_target_check(t);
@@ -393,7 +393,10 @@ int wpt_target_alive(struct wpt_target *t)
 		return 0;
 	remote.iov_base = (void *)(uintptr_t)t->token_addr;
 	remote.iov_len = sizeof(now);
-	if (vm_readv(t, &local, &remote, 1) == sizeof(now) && memcmp(now, t->token, sizeof(now)))
+	n = vm_readv(t->vm_tid, &local, 1, &remote, 1);
+	if (n == -ESRCH) /* that thread ended; after exec by another one only the process's own id is left */
+		n = vm_readv(t->pid, &local, 1, &remote, 1);
+	if (n == -EFAULT || (n == sizeof(now) && memcmp(now, t->token, sizeof(now))))
 		return token_changed(t);
 	return 0;
 }
@@ -439,7 +442,7 @@ static size_t read_batch(struct wpt_target *t, const struct cursor *c, bool *all
 	local[0].iov_len = check;
 	local[1].iov_base = c->buf;
 	local[1].iov_len = len;
-	n = wpt_sys(SYS_process_vm_readv, t->vm_tid, local, 2, remote, nr, 0);
+	n = vm_readv(t->vm_tid, local, 2, remote, nr);
 	if (n < (ssize_t)check)
 		return 0;
 	if (check && memcmp(token, t->token, check)) {

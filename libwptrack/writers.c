@@ -60,14 +60,16 @@ static int look_fd(void *arg, uint64_t number)
 	struct wpt_file_use *file;
 	struct statx link, stx;
 	char path[64];
+	long rc;
 
 	wpt_proc_path(path, "", number, "");
 	if (wpt_sys(SYS_statx, f->dir, path, AT_SYMLINK_NOFOLLOW, STATX_MODE, &link))
 		return 0;
 	if (!(link.stx_mode & S_IWUSR) && !f->l->own)
 		return 0;
-	if (wpt_sys(SYS_statx, f->dir, path, AT_STATX_DONT_SYNC, STATX_INO | STATX_NLINK, &stx))
-		return 0;
+	rc = wpt_sys(SYS_statx, f->dir, path, AT_STATX_DONT_SYNC, STATX_INO | STATX_NLINK, &stx);
+	if (rc)
+		return is_denied((int)rc) ? (int)rc : 0;
 	file = find_file(f->l, stx.stx_dev_major, stx.stx_dev_minor, stx.stx_ino);
 	if (!file)
 		return 0;

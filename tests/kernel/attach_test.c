@@ -5,15 +5,6 @@
  */
 #include "attach_modes.h"
 
-static int rounds(int n)
-{
-	const char *s = getenv("WPT_TEST_ROUNDS");
-
-	return s ? atoi(s) : n;
-}
-
-/* ---- tests ---- */
-
 static void check_untouched(const struct fixture *f, int fds)
 {
 	assert_int_equal(count_fds(f->pid), fds);

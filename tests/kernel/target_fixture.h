@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -91,7 +92,110 @@ static inline void target_open(void)
 		_exit(99);
 }
 
+/* ---- targets of several tests ---- */
+
+#define PAGE 4096ul
+#define ADDR 0x520000000000ul /* where targets have their pages */
+#define NR_PAGES 512ul
+#define MAGIC_A 0x1111u
+
+static inline uint64_t word(uint64_t magic, uint64_t addr)
+{
+	uint64_t x = addr * 0x9e3779b97f4a7c15u + magic;
+
+	return x ^ x >> 29;
+}
+
+static inline void fill(uint64_t magic, uint64_t *p, uint64_t addr, size_t len)
+{
+	size_t i;
+
+	for (i = 0; i < len / 8; i++)
+		p[i] = word(magic, addr + i * 8);
+}
+
+/* Bytes of the pattern from any address. */
+static inline bool is_pattern(uint64_t magic, const void *buf, uint64_t addr, size_t len)
+{
+	const unsigned char *b = buf;
+	size_t i;
+
+	for (i = 0; i < len; i++) {
+		uint64_t w = word(magic, (addr + i) & ~7ul);
+
+		if (b[i] != (unsigned char)(w >> ((addr + i) & 7) * 8))
+			return false;
+	}
+	return true;
+}
+
+static inline uint64_t *map_pages(uint64_t magic)
+{
+	uint64_t *p = mmap((void *)ADDR, NR_PAGES * PAGE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	if (p == MAP_FAILED)
+		_exit(95);
+	fill(magic, p, ADDR, NR_PAGES * PAGE);
+	return p;
+}
+
+static inline char wait_byte(void)
+{
+	char c = 0;
+
+	while (read(PIPE_READ, &c, 1) < 0 && errno == EINTR)
+		;
+	return c;
+}
+
+static inline void *counting(void *arg)
+{
+	while (!sh->stop)
+		atomic_fetch_add(&sh->count[(uintptr_t)arg], 1);
+	return NULL;
+}
+
+static inline int sharer(void *arg)
+{
+	static char stack[16384];
+	uintptr_t n = (uintptr_t)arg;
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (n < 3)
+		clone(sharer, stack + sizeof(stack), CLONE_VM | SIGCHLD, (void *)(n + 1));
+	counting(arg);
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+/* Two threads, a process that shares the memory, and a child of that one that does too. */
+static inline void mode_sharers(void)
+{
+	static char stack[65536];
+	pthread_t th;
+	pid_t pid;
+
+	pthread_create(&th, NULL, counting, (void *)1);
+	pid = clone(sharer, stack + sizeof(stack), CLONE_VM | SIGCHLD, (void *)2);
+	sh->addr[0] = (uint64_t)pid;
+	while (!sh->count[1] || !sh->count[2] || !sh->count[3])
+		sched_yield();
+	sh->ready = 1;
+	counting((void *)0);
+	pthread_join(th, NULL);
+	waitpid(pid, NULL, 0);
+}
+
 /* ---- the test's side ---- */
+
+static inline int rounds(int n)
+{
+	const char *s = getenv("WPT_TEST_ROUNDS");
+
+	return s ? atoi(s) : n;
+}
+
 
 static inline char task_state(pid_t pid, pid_t tid)
 {
