@@ -3,9 +3,9 @@
 #ifndef WPT_TARGET_IMPL_H
 #define WPT_TARGET_IMPL_H
 
-#include <stdatomic.h>
-
 #include "target.h"
+
+#include <stdatomic.h>
 
 #define WPT_TOKEN_BYTES 16
 #define WPT_MAX_DEVS 128
