@@ -394,23 +394,42 @@ static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
 
 /* ---- kinds ---- */
 
+/* Pages in swap: each batch of them goes back there before the next is read, so that the target does not grow by being read. */
+static int copy_swapped(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t at, stop, before;
+	int err = 0;
+
+	for (at = start; at < end && !err; at = stop) {
+		stop = WPT_MIN(at + (uint64_t)WPT_BATCH_PAGES * WPT_PAGE, end);
+		before = c->pages_dirty;
+		err = for_candidates(c, at, stop, add_mapped);
+		if (err || c->pages_dirty == before)
+			continue;
+		c->swapped_in += c->pages_dirty - before;
+		err = pieces_flush(c);
+		if (!err)
+			wpt_target_pageout(c->t->target, at, stop);
+	}
+	return err;
+}
+
 /* Memory that no file is behind: what is not populated is zero. */
 static int copy_anon(struct wpt_copy *c)
 {
 	static const struct wpt_scan_match present = { .mask = PAGE_IS_PRESENT };
 	const struct wpt_area *a = c->area;
 	struct wpt_page_region run;
-	uint64_t at = a->start, before;
+	uint64_t at = a->start;
 	int got, err = 0;
 
 	wpt_scan_start_any(&c->outer, a->start, a->end, a->kind == WPT_KIND_HUGETLB_PRIVATE ? &present : &wpt_match_populated);
 	while (!err && (got = wpt_scan_next(&c->outer, &run)) > 0) {
 		err = add_zero(c, at, run.start);
-		before = c->pages_dirty;
-		if (!err)
+		if (!err && run.categories & PAGE_IS_SWAPPED)
+			err = copy_swapped(c, run.start, run.end);
+		else if (!err)
 			err = for_candidates(c, run.start, run.end, add_mapped);
-		if (run.categories & PAGE_IS_SWAPPED)
-			c->swapped_in += c->pages_dirty - before;
 		at = run.end;
 	}
 	/* A kernel that can't tell (a reported area is tracked without its help): everything may be there. */

@@ -79,6 +79,12 @@ void wpt_maps_free(struct wpt_maps *m);
  */
 ssize_t wpt_target_read(struct wpt_target *t, uint64_t addr, void *buf, size_t len);
 
+/*
+ * Sends memory that was in swap before it was read back there. Where that is not allowed (another process, without CAP_SYS_NICE) it stays
+ * in memory until the kernel needs the room.
+ */
+void wpt_target_pageout(struct wpt_target *t, uint64_t start, uint64_t end);
+
 /* Several pieces of memory one after the other into buf: as wpt_target_read() in one system call; the count is of bytes in total. */
 struct wpt_piece {
 	uint64_t addr;
