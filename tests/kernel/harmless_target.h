@@ -285,13 +285,40 @@ static void target_start(struct target *t, enum filter filter)
 	assert_true(wait_for(&t->shared->answer, DONE));
 }
 
-/* Its workers go on, and none of them saw a page that was not as it left it. */
+/* No thread of it is left with a tracer. */
+static bool target_is_traced(const struct target *t)
+{
+	char path[64], line[256];
+	struct dirent *e;
+	bool traced = false;
+	DIR *d;
+	FILE *f;
+	int n;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", t->pid);
+	d = opendir(path);
+	while (d && (e = readdir(d))) {
+		snprintf(path, sizeof(path), "/proc/%d/task/%.16s/status", t->pid, e->d_name);
+		f = fopen(path, "re");
+		while (f && fgets(line, sizeof(line), f)) {
+			if (sscanf(line, "TracerPid: %d", &n) == 1 && n)
+				traced = true;
+		}
+		if (f)
+			fclose(f);
+	}
+	if (d)
+		closedir(d);
+	return traced;
+}
+
+/* Nobody traces it any more, its workers go on, and none of them saw a page that was not as it left it. */
 static void target_assert_well(struct target *t)
 {
 	uint64_t steps = atomic_load(&t->shared->steps), until = now_ms() + 20000;
 	int status;
 
-	while (atomic_load(&t->shared->steps) < steps + 50) {
+	while (atomic_load(&t->shared->steps) < steps + 50 || target_is_traced(t)) {
 		pid_t r = waitpid(t->pid, &status, WNOHANG);
 
 		if (r)
