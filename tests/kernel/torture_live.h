@@ -9,8 +9,8 @@
 
 /* ---- fuzzy links ------------------------------------------------------------------------------------------------- */
 
-#define STAMP_PAGES 1024u
-#define STAMP_HOT 16u
+#define STAMP_PAGES 256u
+#define STAMP_HOT 2u
 #define STAMP_AREAS 4u
 #define STAMP_THREADS 2u
 
@@ -173,7 +173,7 @@ static int fuzzy_links(struct stamps *st, struct stamper *threads, struct wpt_wr
 {
 	uint64_t *image = shadow_alloc(STAMP_PAGES * TP), torn = 0, all_torn = 0, mixed = 0;
 	uint64_t (*before)[STAMP_PAGES] = shadow_alloc(STAMP_AREAS * sizeof(*before));
-	unsigned i, links = 20 + (unsigned)(setup.steps / 500);
+	unsigned i, links = 60 + (unsigned)(setup.steps / 50);
 	int r = 0;
 
 	for (i = 0; i < links && !r; i++) {

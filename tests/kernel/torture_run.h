@@ -374,11 +374,22 @@ static int take_link(struct session *s)
 
 /* ---- the whole ------------------------------------------------------------------------------------------------- */
 
+static int session_writer(struct session *s, const char *chain)
+{
+	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2, .staging_bytes = 64 << 20 };
+	int r;
+
+	snprintf(s->chain, sizeof(s->chain), "%s", chain);
+	r = wpt_writer_open(&s->writer, s->tracker, s->chain, &o);
+	if (r)
+		printf("# torture: %s: writer: %s\n", s->run->name, wpt_strerror(r));
+	return r;
+}
+
 static int session_tracker(struct session *s)
 {
 	struct wpt_tracker_options to = { .size = sizeof(to), .flags = s->run->track_flags, .log = say_library, .stop_timeout_ms = 1000 };
-	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2,
-					 .staging_bytes = 64 << 20 };
+	char chain[300];
 	int r = s->run->attached ? wpt_tracker_attach(&s->tracker, s->child, &to) : wpt_tracker_open(&s->tracker, &to);
 
 	for (unsigned i = 0; i < s->ctl->nr_areas && !r && !s->run->all; i++) {
@@ -391,11 +402,10 @@ static int session_tracker(struct session *s)
 	if (!r && s->run->all)
 		r = wpt_range_add_all(s->tracker);
 	r = r > 0 ? 0 : r;
-	if (!r)
-		r = wpt_writer_open(&s->writer, s->tracker, s->chain, &wo);
 	if (r)
-		printf("# torture: %s: %s\n", s->run->name, wpt_strerror(r));
-	return r;
+		printf("# torture: %s: tracker: %s\n", s->run->name, wpt_strerror(r));
+	snprintf(chain, sizeof(chain), "%s/chain-%s", setup.dir, s->run->name);
+	return r ? r : session_writer(s, chain);
 }
 
 static int session_open(struct session *s, const struct run *run)
@@ -423,7 +433,6 @@ static int session_open(struct session *s, const struct run *run)
 	s->others.max = max_others;
 	s->others.addr = shadow_alloc(max_others * 8);
 	s->others.hash = shadow_alloc(max_others * 8);
-	snprintf(s->chain, sizeof(s->chain), "%s/chain-%s", setup.dir, run->name);
 	r = target_start(s);
 	if (!r)
 		r = shadow_open(&s->shadow, s->ctl, run->attached ? s->child : getpid());
@@ -496,6 +505,26 @@ static int session_verify(struct session *s)
 	return r;
 }
 
+/* More bases, each of a chain of its own: they are copied while the target runs. */
+static int more_bases(struct session *s)
+{
+	char chain[300];
+	int r = 0;
+
+	for (unsigned i = 0; i < 6 && !r; i++) {
+		wpt_writer_close(s->writer);
+		s->writer = NULL;
+		remove_folder(s->chain);
+		snprintf(chain, sizeof(chain), "%s/chain-%s-%u", setup.dir, s->run->name, i);
+		r = session_writer(s, chain);
+		atomic_fetch_add(&s->ctl->step_limit, 100);
+		s->links = 0;
+		if (!r)
+			r = take_link(s);
+	}
+	return r;
+}
+
 static void say_figures(struct session *s)
 {
 	printf("# %s: %u links, %" PRIu64 " steps, %" PRIu64 " pages compared with the shadow; dirty %.1f%%, by content %.1f%%, pause %" PRIu64
@@ -531,6 +560,8 @@ static int torture(const struct run *run)
 		r = session_verify(s);
 	if (!r)
 		say_figures(s);
+	if (!r)
+		r = more_bases(s);
 	fflush(stdout);
 	if (session_close(s) && !r)
 		r = -1;

@@ -1,0 +1,96 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# planted.sh [BUILD]: plants bugs, one at a time, in a copy of a source file of the library, and sees to it that the kernel tests fail on
+# each. The library itself has no hooks for this: a plant is an edit, and an edit that does not fit any more fails here.
+# Prints TAP. Needs a built tree (make tests).
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+B=${1:-${WPT_BUILD:-build}}
+CC=${CC:-cc}
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cflags=(-std=gnu11 -O2 -g -w -pthread -fvisibility=hidden -Iinclude -Ilibwptrack)
+read -ra pkg < <(pkg-config --cflags --libs libzstd libxxhash liburcu-bp cmocka)
+n=0
+bad=0
+
+result() { # OK NAME [WHY]
+	n=$((n + 1))
+	if [ "$1" = 0 ]; then
+		echo "ok $n - $2"
+	else
+		[ -f "$work/out" ] && tail -20 "$work/out" | sed 's/^/# /'
+		echo "not ok $n - $2: $3"
+		bad=1
+	fi
+}
+
+# plant NAME FILE EDIT TEST ONLY SIGN: EDIT is a perl substitution on the whole file; TEST must then fail and print SIGN.
+plant() {
+	local name=$1 file=$2 edit=$3 test=$4 only=$5 sign=$6
+	rm -f "$work"/out "$work"/*.c "$work"/*.o "$work/test"
+	perl -0pe "$edit" "libwptrack/$file" >"$work/$file"
+	if cmp -s "libwptrack/$file" "$work/$file"; then
+		result 1 "$name" "the edit does not fit libwptrack/$file"
+		return
+	fi
+	if ! $CC "${cflags[@]}" -c "$work/$file" -o "$work/planted.o" "${pkg[@]}" 2>"$work/out" ||
+		! $CC "${cflags[@]}" "tests/kernel/$test.c" "$work/planted.o" "$B/libwptrack.a" "${pkg[@]}" -o "$work/test" 2>"$work/out"; then
+		result 1 "$name" "does not build"
+		return
+	fi
+	if WPT_SEED=7 WPT_ONLY=$only timeout 300 "$work/test" >"$work/out" 2>&1; then
+		result 1 "$name" "was not noticed by $test ($only)"
+	elif ! grep -qE "$sign" "$work/out"; then
+		result 1 "$name" "failed otherwise than by '$sign'"
+	else
+		result 0 "$name"
+	fi
+}
+
+wrong='WRONG (BYTE|PAGE|RANGE)'
+
+plant 'one dirty run in a hundred is dropped' look.c \
+	's/(while \(!err && \(got = wpt_scan_next\(&l->t->scan, &run\)\) > 0\) \{\n)(\t\terr = wpt_ledger_dirty)/$1\t\tstatic int nr;\n\t\tif (++nr % 100 == 0)\n\t\t\tcontinue;\n$2/' \
+	torture_test anon "$wrong"
+plant 'a zapped page is taken for clean' copy.c \
+	's/(static int add_zero\(struct wpt_copy \*c, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
+	torture_test anon "$wrong"
+plant 'a scan with protection whose output is discarded' look.c \
+	's/(\twpt_scan_start\(&l->t->scan, start, end, match, true\);\n)/\tprotect_present(l, start, end);\n$1/' \
+	torture_test anon "$wrong"
+plant 'copied before it is protected' snapshot.c \
+	's/(\tk->copy.all = true;\n\tif \(!err\)\n\t\terr = wpt_copy_run\(&k->copy\);\n)/$1\tif (!err)\n\t\terr = wpt_tracker_look(k->w->t, false);\n/' \
+	torture_test anon "$wrong"
+plant 'fuzzy: pages are copied before they are protected and never looked at again' snapshot.c \
+	's/k->copy\.check_torn = true;/k->copy.check_torn = false;/' \
+	torture_test fuzzy "$wrong|pages are mixed"
+plant 'memory mapped anew is taken for the old' look.c \
+	's/(int wpt_look_unknown\(struct wpt_tracker \*t, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
+	torture_test anon "$wrong"
+plant 'inotify is not asked' bypass.c \
+	's/wpt_vec_at\(&t->files, struct wpt_file, i\)->changed = true;/;/' \
+	torture_test tmpfs "$wrong"
+plant 'a private page that fell back to the file is taken for clean' look.c \
+	's/err = collect_uncowed\(l, start, end\);/err = 0;/' \
+	torture_test file-private "$wrong"
+plant 'a zap that took a write is taken for clean' look.c \
+	's/if \(has_markers\(a\)\)\n\t\treturn collect_matching/if (false)\n\t\treturn collect_matching/;
+	s/(collect\(.*?match = &wpt_match_)written/$1dirty/s' \
+	torture_test memfd "$wrong"
+plant 'other processes that write are not looked for' bypass.c \
+	's/file->other_writer_now = .*?;/file->other_writer_now = use->other_writer = false;/' \
+	bypass_test '' 'FAILED'
+plant 'a failed link loses the dirty set' snapshot.c \
+	's/if \(err\)\n\t\t\twpt_ledger_rollback\(w->t->ledger\);/if (err)\n\t\t\twpt_ledger_commit(w->t->ledger);/' \
+	snapshot_test '' 'FAILED'
+plant 'pinned buffers are not looked for' bypass.c \
+	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
+	bypass_test '' 'io_uring_fixed_buffers'
+if [ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge 18 ]; then
+	plant 'a huge page that was zapped and read again is taken for clean' look.c \
+		's/err \|\| match != &hugetlb \? err : collect_refilled\(l, a, start, end\)/err/' \
+		torture_test hugetlb "$wrong"
+fi
+echo "1..$n"
+exit $bad
