@@ -376,7 +376,8 @@ static int take_link(struct session *s)
 
 static int session_writer(struct session *s, const char *chain)
 {
-	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2, .staging_bytes = 64 << 20 };
+	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2,
+					.staging_bytes = 64 << 20 };
 	int r;
 
 	snprintf(s->chain, sizeof(s->chain), "%s", chain);
