@@ -111,6 +111,9 @@ void bench_target_start(struct bench_target *t, uint64_t bytes,
 uint64_t bench_target_do(struct bench_target *t, uint64_t command, uint64_t a, uint64_t b);
 void bench_target_stop(struct bench_target *t);
 
+/* wpt_tracker_attach() that waits longer for the target's threads, so that a busy machine slows a benchmark and does not end it. */
+void bench_attach(struct wpt_tracker **out, pid_t pid);
+
 /* A folder of its own in tmpfs (/dev/shm, else TMPDIR), removed by bench_folder_remove(). */
 void bench_folder_make(char path[64]);
 void bench_folder_remove(const char *path);

@@ -517,6 +517,13 @@ void bench_target_stop(struct bench_target *t)
 	munmap((void *)t->shared, BENCH_PAGE);
 }
 
+void bench_attach(struct wpt_tracker **out, pid_t pid)
+{
+	struct wpt_tracker_options o = { .size = sizeof(o), .stop_timeout_ms = 10000 };
+
+	bench_check(wpt_tracker_attach(out, pid, &o), "wpt_tracker_attach");
+}
+
 void bench_folder_make(char path[64])
 {
 	const char *tmp = getenv("TMPDIR");

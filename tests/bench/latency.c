@@ -123,7 +123,7 @@ static void once(struct bench_target *t)
 	usleep(50000);
 	end(t, IDLE);
 	begin(t);
-	bench_check(wpt_tracker_attach(&tracker, t->pid, NULL), "wpt_tracker_attach");
+	bench_attach(&tracker, t->pid);
 	end(t, ATTACH);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
 	begin(t);

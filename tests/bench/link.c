@@ -141,7 +141,7 @@ int main(void)
 	snprintf(chain, sizeof(chain), "%s/chain", folder);
 	range.start = (uintptr_t)target.memory;
 	range.end = range.start + target.bytes;
-	bench_check(wpt_tracker_attach(&t, target.pid, NULL), "wpt_tracker_attach");
+	bench_attach(&t, target.pid);
 	bench_check(wpt_range_add(t, &range), "wpt_range_add");
 	bench_check(wpt_writer_open(&w, t, chain, &options), "wpt_writer_open");
 	take(w, &stats);

@@ -43,7 +43,7 @@ static void attach_and_take(struct bench_target *t, int fd)
 	double result[2], before = (double)bench_status_kib(0, "VmRSS:");
 
 	options.fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
-	bench_check(wpt_tracker_attach(&tracker, t->pid, NULL), "wpt_tracker_attach");
+	bench_attach(&tracker, t->pid);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
 	bench_check(wpt_writer_open(&writer, tracker, NULL, &options), "wpt_writer_open");
 	for (unsigned int i = 0; i < 4; i++) {

@@ -119,7 +119,7 @@ int main(void)
 	snprintf(chain, sizeof(chain), "%s/chain", folder);
 	range.start = (uintptr_t)t.memory;
 	range.end = range.start + t.bytes;
-	bench_check(wpt_tracker_attach(&tracker, t.pid, NULL), "wpt_tracker_attach");
+	bench_attach(&tracker, t.pid);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
 	bench_check(wpt_writer_open(&w, tracker, chain, &options), "wpt_writer_open");
 	bench_check(wpt_writer_take(w, NULL, NULL), "wpt_writer_take");

@@ -71,7 +71,7 @@ static uint64_t run_library(const struct bench_target *t, const char *path, int 
 	unlink(path);
 	stats->size = sizeof(*stats);
 	t0 = bench_now_ns();
-	bench_check(wpt_tracker_attach(&tracker, t->pid, NULL), "wpt_tracker_attach");
+	bench_attach(&tracker, t->pid);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
 	bench_check(wpt_writer_open(&writer, tracker, path, &options), "wpt_writer_open");
 	bench_check(wpt_writer_take(writer, NULL, stats), "wpt_writer_take");
