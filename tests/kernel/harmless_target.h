@@ -380,7 +380,7 @@ static void folder_remove(const char *path)
 
 static int attach_pages(struct wpt_tracker **out, pid_t pid)
 {
-	struct wpt_tracker_options o = { .size = sizeof(o), .stop_timeout_ms = 2000 };
+	struct wpt_tracker_options o = { .size = sizeof(o), .stop_timeout_ms = 10000 };
 	struct wpt_range range = { .size = sizeof(range), .start = ADDR, .end = ADDR + BYTES };
 	struct wpt_tracker *t;
 	int r = wpt_tracker_attach(&t, pid, &o);

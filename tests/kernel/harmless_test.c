@@ -146,6 +146,7 @@ static void make_readonly(int *fd)
 static void read_thin(int kind, bool other_writer, uint64_t allowance_kib)
 {
 	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC };
+	struct wpt_tracker_options to_attach = { .size = sizeof(to_attach), .stop_timeout_ms = 10000 };
 	struct wpt_range range = { .size = sizeof(range) };
 	struct size before, after;
 	struct wpt_tracker *t;
@@ -177,7 +178,7 @@ static void read_thin(int kind, bool other_writer, uint64_t allowance_kib)
 		skip();
 	}
 	folder_make(folder);
-	assert_int_equal(wpt_tracker_attach(&t, pid, NULL), 0);
+	assert_int_equal(wpt_tracker_attach(&t, pid, &to_attach), 0);
 	range.start = (uintptr_t)thin.at;
 	range.end = range.start + thin.bytes;
 	assert_true(wpt_range_add(t, &range) > 0);
