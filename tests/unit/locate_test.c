@@ -1,0 +1,446 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which links a path names: folders with several chains, forks, parents under other names, files of links with more than one base, and
+ * more links than descriptors.
+ */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "chain.h"
+#include "sample.h"
+
+#define MAX_LINKS 600u
+
+/* One target and the links that were made of it, each with what it shows. */
+struct history {
+	struct sample s;
+	struct made {
+		uint8_t *bytes;
+		size_t len;
+		struct wpt_identity identity;
+		struct wpt_layer_result result;
+		struct sample_page *shows;
+	} links[MAX_LINKS];
+	uint32_t nr;
+};
+
+static char dir[64];
+
+static void history_open(struct history *h, uint64_t seed)
+{
+	memset(h, 0, sizeof(*h));
+	assert_int_equal(sample_open(&h->s, seed, 5), 0);
+}
+
+static void history_close(struct history *h)
+{
+	uint32_t i;
+
+	for (i = 0; i < h->nr; i++) {
+		free(h->links[i].bytes);
+		free(h->links[i].shows);
+	}
+	sample_close(&h->s);
+	free(h);
+}
+
+/* The next link; `full`: one that needs no parent, as a chain may have in its midst. */
+static void history_add(struct history *h, bool full)
+{
+	struct made *m = &h->links[h->nr++];
+
+	sample_write(&h->s, h->nr == 1 ? 60 : 3);
+	h->s.params.full |= full;
+	m->identity = h->s.params.identity;
+	assert_int_equal(sample_append(&h->s, &m->bytes, &m->len), 0);
+	m->result = h->s.result;
+	m->shows = malloc(sizeof(h->s.tip));
+	assert_non_null(m->shows);
+	memcpy(m->shows, h->s.tip, sizeof(h->s.tip));
+}
+
+static struct history *history(uint64_t seed, uint32_t nr)
+{
+	struct history *h = malloc(sizeof(*h));
+
+	assert_non_null(h);
+	history_open(h, seed);
+	while (nr--)
+		history_add(h, false);
+	return h;
+}
+
+static const char *in_dir(const char *name)
+{
+	static char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	return path;
+}
+
+static void hex_of(const struct made *m, char id[33])
+{
+	int i;
+
+	for (i = 0; i < 16; i++)
+		snprintf(id + 2 * i, 3, "%02x", m->identity.link_id[i]);
+}
+
+static const char *name_of(const struct made *m)
+{
+	static char name[80];
+	char id[33];
+
+	hex_of(m, id);
+	snprintf(name, sizeof(name), "%010u-%s.wps", (unsigned int)m->identity.sequence, id);
+	return name;
+}
+
+static void put(const char *name, const void *bytes, size_t len)
+{
+	FILE *f = fopen(in_dir(name), "a");
+
+	assert_non_null(f);
+	assert_int_equal(fwrite(bytes, 1, len, f), len);
+	assert_int_equal(fclose(f), 0);
+}
+
+static void put_link(const char *name, const struct made *m)
+{
+	put(name ? name : name_of(m), m->bytes, m->len);
+}
+
+static void put_all(const struct history *h)
+{
+	uint32_t i;
+
+	for (i = 0; i < h->nr; i++)
+		put_link(NULL, &h->links[i]);
+}
+
+static int setup(void **state)
+{
+	(void)state;
+	strcpy(dir, "/tmp/wptrack-locate-XXXXXX");
+	return mkdtemp(dir) ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+	char command[128];
+
+	(void)state;
+	snprintf(command, sizeof(command), "rm -rf %s", dir);
+	return system(command);
+}
+
+static void assert_opens(const char *path, const struct made *m)
+{
+	struct wpt_chain *c = NULL;
+	char what[128] = "";
+	struct wpt_identity identity;
+	struct wpt_origin origin;
+	uint8_t digest[16], key[32];
+	int rc = wpt_chain_open(&c, path);
+
+	if (rc)
+		fail_msg("%s: %d", path, rc);
+	wpt_chain_tip(c, &identity, digest, &origin, key);
+	assert_memory_equal(identity.link_id, m->identity.link_id, 16);
+	assert_int_equal(sample_check(c, m->shows, what), 0);
+	assert_int_equal(wpt_chain_verify(c, NULL, NULL), 0);
+	wpt_chain_close(c);
+}
+
+static void assert_error(const char *path, int want)
+{
+	struct wpt_chain *c = NULL;
+	int rc = wpt_chain_open(&c, path);
+
+	if (rc != want)
+		fail_msg("%s: %d, not %d", path, rc, want);
+	assert_null(c);
+}
+
+static const char *suffixed(const char *format, ...)
+{
+	static char path[PATH_MAX];
+	va_list ap;
+	int n = snprintf(path, sizeof(path), "%s", dir);
+
+	va_start(ap, format);
+	vsnprintf(path + n, sizeof(path) - (size_t)n, format, ap);
+	va_end(ap);
+	return path;
+}
+
+static void every_link_can_be_named(void **state)
+{
+	struct history *h = history(1, 9);
+	char id[33];
+	uint32_t i;
+
+	(void)state;
+	put_all(h);
+	assert_opens(dir, &h->links[8]);
+	for (i = 0; i < 9; i++) {
+		assert_opens(suffixed("@%u", i), &h->links[i]);
+		assert_opens(suffixed("@-%u", 9 - i), &h->links[i]);
+		hex_of(&h->links[i], id);
+		assert_opens(suffixed("@id:%s", id), &h->links[i]);
+		assert_opens(in_dir(name_of(&h->links[i])), &h->links[i]);
+		assert_opens(suffixed("/%s@%u", name_of(&h->links[8]), i), &h->links[i]);
+	}
+	assert_error(suffixed("@9"), -ENOENT);
+	assert_error(suffixed("@-10"), -ENOENT);
+	assert_error(suffixed("@-0"), -EINVAL);
+	assert_error(suffixed("@"), -EINVAL);
+	assert_error(suffixed("@1x"), -EINVAL);
+	assert_error(suffixed("@id:"), -EINVAL);
+	assert_error(suffixed("@id:123456789012345678901234567890123"), -EINVAL);
+	assert_error(suffixed("@99999999999999999999999"), -EINVAL);
+	history_close(h);
+}
+
+static void of_several_chains_the_newest_is_opened(void **state)
+{
+	struct history *old = history(2, 8), *new = history(3, 3);
+	struct made *m = &new->links[2];
+	char id[33];
+	uint32_t i;
+
+	(void)state;
+	/* A link's time is its sequence number here, so the chain that goes further is the newer one. */
+	put_all(old);
+	for (i = 0; i < 3; i++)
+		put_link(NULL, &new->links[i]);
+	assert_opens(dir, &old->links[7]);
+	assert_opens(suffixed("@2"), &old->links[2]);
+	hex_of(m, id);
+	assert_opens(suffixed("@id:%s", id), m);
+	assert_opens(in_dir(name_of(m)), m);
+	while (new->nr < 10)
+		history_add(new, false);
+	for (i = 3; i < 10; i++)
+		put_link(NULL, &new->links[i]);
+	assert_opens(dir, &new->links[9]);
+	assert_opens(suffixed("@2"), m);
+	hex_of(&old->links[7], id);
+	assert_opens(suffixed("@id:%s", id), &old->links[7]);
+	history_close(old);
+	history_close(new);
+}
+
+static void forks_are_ambiguous_until_an_id_is_given(void **state)
+{
+	struct history *h = history(4, 4), *fork = history(4, 4);
+	char id[33];
+
+	(void)state;
+	/* The same links up to here, and different ones from here on. */
+	fork->s.random ^= 0x1234567;
+	fork->s.params.identity.link_id[0] ^= 0x55;
+	history_add(h, false);
+	history_add(fork, false);
+	put_all(h);
+	put_link(NULL, &fork->links[4]);
+	assert_error(dir, -WPT_E_AMBIGUOUS);
+	assert_error(suffixed("@4"), -WPT_E_AMBIGUOUS);
+	assert_opens(suffixed("@3"), &h->links[3]);
+	hex_of(&fork->links[4], id);
+	assert_opens(suffixed("@id:%s", id), &fork->links[4]);
+	assert_opens(in_dir(name_of(&fork->links[4])), &fork->links[4]);
+	/* One goes on: it is the highest. */
+	history_add(fork, false);
+	put_link(NULL, &fork->links[5]);
+	assert_opens(dir, &fork->links[5]);
+	history_close(h);
+	history_close(fork);
+}
+
+static void of_two_of_one_number_the_complete_one_is_opened(void **state)
+{
+	struct history *h = history(5, 3), *fork = history(5, 1);
+
+	(void)state;
+	fork->s.random ^= 0x1234567;
+	fork->s.params.identity.link_id[0] ^= 0x55;
+	history_add(fork, false);
+	history_add(fork, false);
+	put_all(h);
+	put_link(NULL, &fork->links[2]);
+	assert_opens(dir, &h->links[2]);
+	history_close(h);
+	history_close(fork);
+}
+
+static void parents_may_have_any_name(void **state)
+{
+	struct history *h = history(6, 7);
+
+	(void)state;
+	put_link("base.wps", &h->links[0]);
+	put_link("some.wps", &h->links[1]);
+	put_link("some.wps", &h->links[2]);
+	put_link("middle.wps", &h->links[3]);
+	put_link(NULL, &h->links[4]);
+	put_link("five.wps", &h->links[5]);
+	put_link("last.wps", &h->links[6]);
+	put("text.wps", "what this is no snapshot", 24);
+	put("empty.wps", "", 0);
+	assert_opens(in_dir("last.wps"), &h->links[6]);
+	assert_opens(suffixed("/last.wps@1"), &h->links[1]);
+	assert_opens(in_dir("middle.wps"), &h->links[3]);
+	assert_opens(dir, &h->links[4]);
+	assert_int_equal(unlink(in_dir("some.wps")), 0);
+	assert_error(in_dir("last.wps"), -WPT_E_CHAIN);
+	assert_opens(in_dir("base.wps"), &h->links[0]);
+	assert_error(in_dir("text.wps"), -WPT_E_NOT_SNAPSHOT);
+	assert_error(in_dir("empty.wps"), -WPT_E_TRUNCATED);
+	history_close(h);
+}
+
+static void a_new_base_in_a_file_needs_nothing_before_it(void **state)
+{
+	struct history *h = history(7, 4);
+	size_t before = 0;
+	uint32_t i;
+	int fd;
+
+	(void)state;
+	history_add(h, true);
+	history_add(h, false);
+	history_add(h, false);
+	for (i = 0; i < h->nr; i++)
+		put_link("all.wps", &h->links[i]);
+	for (i = 0; i < h->nr; i++)
+		assert_opens(suffixed("/all.wps@%u", i), &h->links[i]);
+	for (i = 4; i < h->nr; i++)
+		put_link("cut.wps", &h->links[i]);
+	assert_opens(in_dir("cut.wps"), &h->links[6]);
+	/* A trailer before the base is spoiled: the file is damaged, but the last links are not. */
+	for (i = 0; i < 3; i++)
+		before += h->links[i].len;
+	fd = open(in_dir("all.wps"), O_WRONLY);
+	assert_int_equal(pwrite(fd, "x", 1, (off_t)before - 20), 1);
+	close(fd);
+	for (i = 0; i < h->nr; i++) {
+		struct wpt_chain *c = NULL;
+		char what[128];
+		int rc = wpt_chain_open(&c, suffixed("/all.wps@%u", i));
+
+		if (i == 2 || i == 3) {
+			assert_int_equal(rc, -WPT_E_DAMAGED);
+			continue;
+		}
+		assert_int_equal(rc, 0);
+		assert_int_equal(sample_check(c, h->links[i].shows, what), 0);
+		assert_int_equal(wpt_chain_verify(c, NULL, NULL), -WPT_E_DAMAGED);
+		wpt_chain_close(c);
+	}
+	history_close(h);
+}
+
+static void a_spoiled_last_link_is_not_a_torn_one(void **state)
+{
+	struct history *h = history(8, 3);
+	size_t len = h->links[0].len + h->links[1].len + h->links[2].len, at;
+	uint8_t *all = malloc(len);
+	struct wpt_chain *c;
+	uint32_t i, bit;
+	int rc;
+
+	(void)state;
+	for (i = 0, at = 0; i < 3; at += h->links[i++].len)
+		memcpy(all + at, h->links[i].bytes, h->links[i].len);
+	for (at = len - WPT_FMT_TRAILER_SIZE; at < len; at++) {
+		for (bit = 0; bit < 8; bit++) {
+			all[at] ^= (uint8_t)(1 << bit);
+			c = NULL;
+			rc = wpt_chain_open_memory(&c, all, len);
+			if (!rc)
+				fail_msg("bit %u of byte %zu of the trailer: an older link was opened", bit, at - (len - WPT_FMT_TRAILER_SIZE));
+			all[at] ^= (uint8_t)(1 << bit);
+		}
+	}
+	/* Torn at any length it is the link before, and where the next is appended is known. */
+	for (at = len - h->links[2].len; at < len; at++) {
+		char what[128];
+
+		assert_int_equal(wpt_chain_open_memory(&c, all, at), 0);
+		assert_int_equal(wpt_chain_end_offset(c), len - h->links[2].len);
+		assert_int_equal(sample_check(c, h->links[1].shows, what), 0);
+		wpt_chain_close(c);
+	}
+	free(all);
+	history_close(h);
+}
+
+static void more_links_than_descriptors(void **state)
+{
+	uint32_t nr = getenv("WPT_QUICK") ? 80 : MAX_LINKS;
+	struct history *h = history(9, nr);
+	struct rlimit limit, few;
+
+	(void)state;
+	put_all(h);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	few = limit;
+	few.rlim_cur = 40;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	assert_opens(dir, &h->links[nr - 1]);
+	assert_opens(suffixed("@%u", nr / 2), &h->links[nr / 2]);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	history_close(h);
+}
+
+static void names_find_ranges(void **state)
+{
+	struct history *h = history(10, 1);
+	struct wpt_range_info r = { .size = sizeof(r) };
+	struct wpt_chain *c;
+
+	(void)state;
+	assert_int_equal(wpt_chain_open_memory(&c, h->links[0].bytes, h->links[0].len), 0);
+	assert_int_equal(wpt_chain_find(c, "[heap]", &r), 0);
+	assert_true(r.start == 0x10000 && r.end == 0x20000 && r.kind == WPT_KIND_ANON);
+	assert_int_equal(wpt_chain_find(c, "guest.ram", &r), 0);
+	assert_true(r.start == sample_ranges[1].start && r.end == sample_ranges[2].end);
+	assert_int_equal(wpt_chain_find(c, "/dev/shm/guest.ram", &r), 0);
+	assert_true(r.start == sample_ranges[1].start && r.end == sample_ranges[2].end);
+	assert_int_equal(wpt_chain_find(c, "11000-12fff", &r), 0);
+	assert_true(r.start == 0x11000 && r.end == 0x12fff && !strcmp(r.name, "[heap]"));
+	assert_int_equal(wpt_chain_find(c, "20000-30000", &r), -WPT_E_NOT_TRACKED);
+	assert_int_equal(wpt_chain_find(c, "12000-11000", &r), -EINVAL);
+	assert_int_equal(wpt_chain_find(c, "ram", &r), -WPT_E_NOT_TRACKED);
+	assert_int_equal(wpt_chain_find(c, "", &r), -EINVAL);
+	wpt_chain_close(c);
+	history_close(h);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(every_link_can_be_named, setup, teardown),
+		cmocka_unit_test_setup_teardown(of_several_chains_the_newest_is_opened, setup, teardown),
+		cmocka_unit_test_setup_teardown(forks_are_ambiguous_until_an_id_is_given, setup, teardown),
+		cmocka_unit_test_setup_teardown(of_two_of_one_number_the_complete_one_is_opened, setup, teardown),
+		cmocka_unit_test_setup_teardown(parents_may_have_any_name, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_new_base_in_a_file_needs_nothing_before_it, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_spoiled_last_link_is_not_a_torn_one, setup, teardown),
+		cmocka_unit_test_setup_teardown(more_links_than_descriptors, setup, teardown),
+		cmocka_unit_test_setup_teardown(names_find_ranges, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,500 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Images out of a chain, compared byte by byte with the table that the chain was made of.
+ */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "sample.h"
+
+#define LINKS 12u
+
+struct fixture {
+	struct sample s;
+	uint8_t *bytes;
+	size_t len;
+	struct wpt_chain *c;
+	char dir[64];
+};
+
+static int setup(void **state)
+{
+	struct fixture *f = calloc(1, sizeof(*f));
+	const char *seed = getenv("WPT_SEED");
+	uint32_t i;
+
+	assert_non_null(f);
+	printf("# WPT_SEED=%s\n", seed ? seed : "7");
+	assert_int_equal(sample_open(&f->s, seed ? strtoull(seed, NULL, 0) : 7, 3), 0);
+	for (i = 0; i < LINKS; i++) {
+		sample_write(&f->s, i ? 9 : 60);
+		assert_int_equal(sample_append(&f->s, &f->bytes, &f->len), 0);
+	}
+	assert_int_equal(wpt_chain_open_memory(&f->c, f->bytes, f->len), 0);
+	strcpy(f->dir, "/tmp/wptrack-restore-XXXXXX");
+	assert_non_null(mkdtemp(f->dir));
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+	char command[128];
+
+	wpt_chain_close(f->c);
+	sample_close(&f->s);
+	free(f->bytes);
+	snprintf(command, sizeof(command), "rm -rf %s", f->dir);
+	assert_int_equal(system(command), 0);
+	free(f);
+	return 0;
+}
+
+static uint64_t page_addr(uint32_t page)
+{
+	return sample_addr(page);
+}
+
+/* What [start, end) holds by the table, and how many of its pages are unreadable. */
+static uint8_t *expected(const struct fixture *f, uint64_t start, uint64_t end, uint64_t *nr_unreadable)
+{
+	uint8_t *want = calloc(1, (size_t)(end - start) + 1);
+	uint64_t from, to, addr;
+	uint32_t i;
+
+	assert_non_null(want);
+	*nr_unreadable = 0;
+	for (i = 0; i < SAMPLE_PAGES; i++) {
+		addr = page_addr(i);
+		from = WPT_MAX(addr, start);
+		to = WPT_MIN(addr + WPT_PAGE, end);
+		if (from >= to)
+			continue;
+		memcpy(want + (size_t)(from - start), f->s.tip[i].data + (size_t)(from - addr), (size_t)(to - from));
+		*nr_unreadable += f->s.tip[i].state == SAMPLE_UNREADABLE;
+	}
+	return want;
+}
+
+static uint8_t *slurp(const char *path, size_t *len)
+{
+	FILE *file = fopen(path, "r");
+	struct stat st;
+	uint8_t *data;
+
+	assert_non_null(file);
+	assert_int_equal(fstat(fileno(file), &st), 0);
+	*len = (size_t)st.st_size;
+	data = malloc(*len + 1);
+	assert_non_null(data);
+	assert_int_equal(fread(data, 1, *len, file), *len);
+	fclose(file);
+	return data;
+}
+
+static unsigned int nr_entries(const char *path)
+{
+	DIR *dir = opendir(path);
+	unsigned int nr = 0;
+	struct dirent *e;
+
+	assert_non_null(dir);
+	while ((e = readdir(dir)))
+		nr += strcmp(e->d_name, ".") && strcmp(e->d_name, "..");
+	closedir(dir);
+	return nr;
+}
+
+struct watch {
+	uint64_t last, total;
+	unsigned int calls, cancel_at;
+};
+
+static int watch(void *arg, uint64_t done, uint64_t total)
+{
+	struct watch *w = arg;
+
+	assert_true(done >= w->last && done <= total);
+	w->last = done;
+	w->total = total;
+	return ++w->calls == w->cancel_at;
+}
+
+static void check_file(struct fixture *f, uint64_t start, uint64_t end)
+{
+	uint64_t unreadable = 99, want_unreadable;
+	uint8_t *want = expected(f, start, end, &want_unreadable), *got;
+	struct watch w = { 0 };
+	struct stat st;
+	char path[128];
+	size_t len;
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	assert_int_equal(wpt_chain_restore_file(f->c, start, end, path, &unreadable, watch, &w), 0);
+	got = slurp(path, &len);
+	assert_int_equal(len, end - start);
+	assert_memory_equal(got, want, len);
+	assert_int_equal(unreadable, want_unreadable);
+	assert_true(w.last == (start < end ? end - start : 0) && w.last == w.total);
+	assert_int_equal(stat(path, &st), 0);
+	assert_int_equal(st.st_mode & 07777, 0600);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(nr_entries(f->dir), 0);
+	free(want);
+	free(got);
+}
+
+static void a_file_has_exactly_the_bytes_asked_for(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start, end;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		check_file(f, sample_ranges[i].start, sample_ranges[i].end);
+	check_file(f, sample_ranges[1].start, sample_ranges[2].end);
+	check_file(f, 0x10000, 0x10000);
+	for (i = 0; i < 60; i++) {
+		start = sample_ranges[i % 4].start - 0x3000 + sample_random(&f->s) % 0xa000;
+		end = start + 1 + sample_random(&f->s) % (i % 3 ? 0x8000 : 9);
+		check_file(f, start, end);
+	}
+	assert_int_equal(wpt_chain_restore_file(f->c, 2, 1, "/tmp/none", NULL, NULL, NULL), -EINVAL);
+}
+
+static void what_is_zero_takes_no_room(void **state)
+{
+	struct fixture *f = *state;
+	struct stat st;
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	assert_int_equal(wpt_chain_restore_file(f->c, 0, 8ull << 30, path, NULL, NULL, NULL), 0);
+	assert_int_equal(stat(path, &st), 0);
+	assert_true((uint64_t)st.st_size == 8ull << 30);
+	assert_true((uint64_t)st.st_blocks * 512 <= 64 * WPT_PAGE);
+}
+
+static void what_exists_is_not_replaced(void **state)
+{
+	struct fixture *f = *state;
+	char path[128], folder[128];
+	size_t len;
+	uint8_t *got;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	fd = open(path, O_WRONLY | O_CREAT, 0600);
+	assert_int_equal(write(fd, "mine", 4), 4);
+	close(fd);
+	assert_int_equal(wpt_chain_restore_file(f->c, 0x10000, 0x20000, path, NULL, NULL, NULL), -EEXIST);
+	assert_int_equal(wpt_chain_restore_folder(f->c, path, NULL, NULL, NULL), -EEXIST);
+	got = slurp(path, &len);
+	assert_int_equal(len, 4);
+	free(got);
+	snprintf(folder, sizeof(folder), "%s/folder/", f->dir);
+	assert_int_equal(mkdir(folder, 0700), 0);
+	assert_int_equal(wpt_chain_restore_folder(f->c, folder, NULL, NULL, NULL), -EEXIST);
+	assert_int_equal(symlink("/tmp/wptrack-not-there", strcat(strcpy(folder, f->dir), "/link")), 0);
+	assert_int_equal(wpt_chain_restore_file(f->c, 0x10000, 0x20000, folder, NULL, NULL, NULL), -EEXIST);
+	assert_int_equal(nr_entries(f->dir), 3);
+	assert_int_equal(wpt_chain_restore_file(f->c, 0, 1, "/nonexistent/image", NULL, NULL, NULL), -ENOENT);
+}
+
+struct drain {
+	int fd;
+	uint8_t *data;
+	size_t len, room;
+};
+
+static void *drain(void *arg)
+{
+	struct drain *d = arg;
+	ssize_t n;
+
+	while ((n = read(d->fd, d->data + d->len, d->room - d->len)) > 0)
+		d->len += (size_t)n;
+	return NULL;
+}
+
+static void standard_output_gets_the_zeros_too(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start = 0x10000 - 5000, end = 0x20000 + (3 << 20) + 7, unreadable, want_unreadable;
+	uint8_t *want = expected(f, start, end, &want_unreadable);
+	struct drain d = { .room = (size_t)(end - start) + 100 };
+	int fds[2], saved, rc;
+	pthread_t thread;
+
+	d.data = malloc(d.room);
+	assert_int_equal(pipe(fds), 0);
+	d.fd = fds[0];
+	assert_int_equal(pthread_create(&thread, NULL, drain, &d), 0);
+	fflush(stdout);
+	saved = dup(1);
+	dup2(fds[1], 1);
+	close(fds[1]);
+	rc = wpt_chain_restore_file(f->c, start, end, "-", &unreadable, NULL, NULL);
+	dup2(saved, 1);
+	close(saved);
+	pthread_join(thread, NULL);
+	close(fds[0]);
+	assert_int_equal(rc, 0);
+	assert_int_equal(d.len, end - start);
+	assert_memory_equal(d.data, want, d.len);
+	assert_int_equal(unreadable, want_unreadable);
+	free(d.data);
+	free(want);
+}
+
+/* Memory that holds the right bytes is made read-only: to write to it would kill the test. */
+static void memory_that_is_right_is_not_written_to(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start = sample_ranges[1].start, end = sample_ranges[2].end, unreadable, want_unreadable;
+	uint8_t *want = expected(f, start, end, &want_unreadable), *memory;
+	size_t len = (size_t)(end - start), at;
+
+	memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	assert_true(memory != MAP_FAILED);
+	memset(memory, 0xa5, len);
+	assert_int_equal(wpt_chain_restore_memory(f->c, start, end, memory, &unreadable), 0);
+	assert_memory_equal(memory, want, len);
+	assert_int_equal(unreadable, want_unreadable);
+	for (at = 0; at < len; at += WPT_PAGE) {
+		memory[at + 77] ^= 1;
+		assert_int_equal(mprotect(memory, len, PROT_READ), 0);
+		assert_int_equal(mprotect(memory + at, WPT_PAGE, PROT_READ | PROT_WRITE), 0);
+		assert_int_equal(wpt_chain_restore_memory(f->c, start, end, memory, NULL), 0);
+		assert_memory_equal(memory, want, len);
+		assert_int_equal(mprotect(memory, len, PROT_READ | PROT_WRITE), 0);
+	}
+	/* At any alignment of either side. */
+	memset(memory, 0x5a, len);
+	assert_int_equal(wpt_chain_restore_memory(f->c, start + 1234, end - 777, memory + 11, NULL), 0);
+	assert_memory_equal(memory + 11, want + 1234, len - 1234 - 777);
+	assert_true(memory[10] == 0x5a && memory[11 + len - 1234 - 777] == 0x5a);
+	munmap(memory, len);
+	free(want);
+}
+
+static void check_image(struct fixture *f, const char *folder, uint64_t start, uint64_t end, const char *name)
+{
+	uint64_t unreadable;
+	uint8_t *want = expected(f, start, end, &unreadable), *got;
+	char path[PATH_MAX];
+	size_t len;
+
+	snprintf(path, sizeof(path), "%s/%08" PRIx64 "-%08" PRIx64 "%s.raw", folder, start, end, name);
+	got = slurp(path, &len);
+	assert_int_equal(len, end - start);
+	assert_memory_equal(got, want, len);
+	free(got);
+	free(want);
+}
+
+static void a_folder_has_an_image_of_every_range(void **state)
+{
+	static const char index[] =
+		"# start-end\tfile\tkind\tname\n"
+		"00010000-00020000\t00010000-00020000-heap.raw\tanon\t[heap]\n"
+		"7f1234560000-7f1234570000\t7f1234560000-7f1234570000-guest.ram.raw\tshmem\t/dev/shm/guest.ram\n"
+		"fffffffff00000-fffffffff08000\tfffffffff00000-fffffffff08000.raw\tanon\t\n";
+	struct fixture *f = *state;
+	uint64_t unreadable, want_unreadable = 0;
+	struct watch w = { 0 };
+	char path[128], text[160];
+	uint8_t *got;
+	uint32_t i;
+	size_t len;
+
+	snprintf(path, sizeof(path), "%s/out", f->dir);
+	assert_int_equal(wpt_chain_restore_folder(f->c, path, &unreadable, watch, &w), 0);
+	assert_int_equal(nr_entries(path), 4);
+	assert_int_equal(nr_entries(f->dir), 1);
+	assert_int_equal(w.last, SAMPLE_PAGES * WPT_PAGE);
+	check_image(f, path, 0x10000, 0x20000, "-heap");
+	check_image(f, path, sample_ranges[1].start, sample_ranges[2].end, "-guest.ram");
+	check_image(f, path, sample_ranges[3].start, sample_ranges[3].end, "");
+	for (i = 0; i < SAMPLE_PAGES; i++)
+		want_unreadable += f->s.tip[i].state == SAMPLE_UNREADABLE;
+	assert_int_equal(unreadable, want_unreadable);
+	snprintf(text, sizeof(text), "%s/ranges.txt", path);
+	got = slurp(text, &len);
+	got[len] = 0;
+	assert_string_equal((char *)got, index);
+	free(got);
+}
+
+/* A full link of no pages, with ranges of these names. */
+static struct wpt_chain *chain_of_names(const char *const *names, uint32_t nr, uint8_t **copy)
+{
+	struct wpt_layer_params p = { .full = true, .level = 1, .nr_threads = 1, .staging_bytes = 4 << 20 };
+	struct wpt_layer_range ranges[16];
+	struct wpt_layer_result result;
+	struct wpt_layer_writer *w;
+	struct wpt_chain *c = NULL;
+	struct wpt_sink *sink;
+	const void *data;
+	uint32_t i;
+	size_t len;
+
+	for (i = 0; i < nr; i++)
+		ranges[i] = (struct wpt_layer_range){ 0x100000ull * (i + 1), 0x100000ull * (i + 1) + WPT_PAGE, WPT_KIND_ANON, 0, names[i] };
+	assert_int_equal(wpt_sink_memory(&sink, &data, &len), 0);
+	assert_int_equal(wpt_layer_writer_open(&w, sink, &p), 0);
+	assert_int_equal(wpt_layer_ranges(w, ranges, nr), 0);
+	assert_int_equal(wpt_layer_finish(w, 1, 1, &result), 0);
+	wpt_layer_writer_close(w);
+	assert_int_equal(sink->commit(sink), 0);
+	*copy = malloc(len);
+	memcpy(*copy, data, len);
+	sink->close(sink);
+	assert_int_equal(wpt_chain_open_memory(&c, *copy, len), 0);
+	return c;
+}
+
+static void names_can_not_lead_out_of_the_folder(void **state)
+{
+	char longest[4000];
+	const char *const names[] = { "../../etc/passwd", "/..", "a\nb\tc", "..", longest, "/memfd:x y (deleted)", "/dir/", "\xff\xfe/\x01" };
+	static const char *const want[] = {
+		"00100000-00101000-passwd.raw",
+		"00200000-00201000-...raw",
+		"00300000-00301000-a_b_c.raw",
+		"00400000-00401000-...raw",
+		"00500000-00501000-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.raw",
+		"00600000-00601000-memfd_x_y.raw",
+		"00700000-00701000.raw",
+		"00800000-00801000.raw",
+	};
+	struct fixture *f = *state;
+	struct wpt_chain *c;
+	char path[PATH_MAX];
+	uint8_t *copy, *text;
+	size_t len;
+	uint32_t i;
+
+	memset(longest, 'a', sizeof(longest) - 1);
+	longest[sizeof(longest) - 1] = 0;
+	c = chain_of_names(names, WPT_ARRAY_SIZE(names), &copy);
+	snprintf(path, sizeof(path), "%s/out", f->dir);
+	assert_int_equal(wpt_chain_restore_folder(c, path, NULL, NULL, NULL), 0);
+	assert_int_equal(nr_entries(f->dir), 1);
+	assert_int_equal(nr_entries(path), WPT_ARRAY_SIZE(names) + 1);
+	for (i = 0; i < WPT_ARRAY_SIZE(want); i++) {
+		snprintf(path, sizeof(path), "%s/out/%s", f->dir, want[i]);
+		if (access(path, F_OK))
+			fail_msg("no %s", path);
+	}
+	/* One line a range, whatever is in the name. */
+	snprintf(path, sizeof(path), "%s/out/ranges.txt", f->dir);
+	text = slurp(path, &len);
+	text[len] = 0;
+	for (i = 0; len--;)
+		i += text[len] == '\n';
+	assert_int_equal(i, WPT_ARRAY_SIZE(names) + 1);
+	assert_non_null(strstr((char *)text, "\ta\\012b\\011c\n"));
+	free(text);
+	wpt_chain_close(c);
+	free(copy);
+}
+
+static void what_fails_leaves_nothing(void **state)
+{
+	struct fixture *f = *state;
+	struct watch w = { 0 };
+	struct wpt_chain *c;
+	unsigned int nr = 0;
+	char path[128];
+	uint8_t *copy;
+	size_t at;
+	int rc;
+
+	snprintf(path, sizeof(path), "%s/out", f->dir);
+	for (w.cancel_at = 1; w.cancel_at < 4; w.cancel_at++) {
+		w.calls = 0;
+		w.last = 0;
+		assert_int_equal(wpt_chain_restore_file(f->c, 0x10000, 0x20000, path, NULL, watch, &w), -ECANCELED);
+		assert_int_equal(nr_entries(f->dir), 0);
+		w.calls = 0;
+		w.last = 0;
+		assert_int_equal(wpt_chain_restore_folder(f->c, path, NULL, watch, &w), -ECANCELED);
+		assert_int_equal(nr_entries(f->dir), 0);
+	}
+	/* A bit anywhere: an error and nothing there, or what is right. */
+	copy = malloc(f->len);
+	for (at = 0; at < f->len; at += 97) {
+		memcpy(copy, f->bytes, f->len);
+		copy[at] ^= 0x10;
+		if (wpt_chain_open_memory(&c, copy, f->len))
+			continue;
+		rc = wpt_chain_restore_folder(c, path, NULL, NULL, NULL);
+		wpt_chain_close(c);
+		if (rc) {
+			nr++;
+			assert_int_equal(rc, -WPT_E_DAMAGED);
+			assert_int_equal(nr_entries(f->dir), 0);
+			continue;
+		}
+		check_image(f, path, 0x10000, 0x20000, "-heap");
+		check_image(f, path, sample_ranges[1].start, sample_ranges[2].end, "-guest.ram");
+		check_image(f, path, sample_ranges[3].start, sample_ranges[3].end, "");
+		snprintf(path, sizeof(path), "rm -rf %s/out", f->dir);
+		assert_int_equal(system(path), 0);
+		snprintf(path, sizeof(path), "%s/out", f->dir);
+	}
+	assert_true(nr > 0);
+	free(copy);
+}
+
+static void a_full_disk_is_reported(void **state)
+{
+	struct fixture *f = *state;
+	int saved, full, rc;
+
+	full = open("/dev/full", O_WRONLY);
+	if (full < 0) {
+		print_message("no /dev/full\n");
+		skip();
+	}
+	fflush(stdout);
+	saved = dup(1);
+	dup2(full, 1);
+	close(full);
+	rc = wpt_chain_restore_file(f->c, 0x10000, 0x20000, "-", NULL, NULL, NULL);
+	dup2(saved, 1);
+	close(saved);
+	assert_int_equal(rc, -ENOSPC);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test_setup_teardown(a_file_has_exactly_the_bytes_asked_for, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_is_zero_takes_no_room, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_exists_is_not_replaced, setup, teardown),
+		cmocka_unit_test_setup_teardown(standard_output_gets_the_zeros_too, setup, teardown),
+		cmocka_unit_test_setup_teardown(memory_that_is_right_is_not_written_to, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_folder_has_an_image_of_every_range, setup, teardown),
+		cmocka_unit_test_setup_teardown(names_can_not_lead_out_of_the_folder, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_fails_leaves_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_full_disk_is_reported, setup, teardown),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
