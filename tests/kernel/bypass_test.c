@@ -261,7 +261,7 @@ static void second_process_with_descriptor(void **state)
 static void come_and_gone_between_links(void **state)
 {
 	static const char *const dirs[] = { "/dev/shm", "/var/tmp" };
-	static const int whats[] = { OTHER_PWRITE, OTHER_PUNCH, OTHER_STORE };
+	static const int kinds_of_change[] = { OTHER_PWRITE, OTHER_PUNCH, OTHER_STORE };
 	(void)state;
 	if (!fix_supported())
 		skip();
@@ -276,7 +276,7 @@ static void come_and_gone_between_links(void **state)
 		for (unsigned i = 0; i < 6; i++) {
 			/* Forked now: nothing of the target's is left in it but what it opens itself. */
 			struct other o = other_start(-1, 0, m, false);
-			struct order order = { .what = whats[i % 3], .page = i * 17 + 3, .value = 0x21 + i };
+			struct order order = { .what = kinds_of_change[i % 3], .page = i * 17 + 3, .value = 0x21 + i };
 
 			snprintf(order.path, sizeof(order.path), "%s", path);
 			other_order(&o, order);
