@@ -294,6 +294,10 @@ static void mode_leaderless(void)
 
 static void *short_lived(void *arg)
 {
+	int i;
+
+	for (i = 0; i < 20000; i++)
+		atomic_fetch_add(&sh->count[16], 1);
 	return arg;
 }
 

@@ -144,6 +144,7 @@ static void test_breed(void **state)
 struct sender {
 	pid_t pid;
 	int n;
+	atomic_bool done;
 	pthread_t th;
 };
 
@@ -152,20 +153,21 @@ static void *send_signals(void *arg)
 	struct sender *s = arg;
 	union sigval v;
 
-	for (v.sival_int = 0; v.sival_int < s->n; v.sival_int++)
+	for (v.sival_int = 0; !s->done; v.sival_int++)
 		while (sigqueue(s->pid, SIGRTMIN, v) && errno == EAGAIN)
-			sleep_us(100);
+			sleep_us(20);
+	s->n = v.sival_int;
 	return NULL;
 }
 
 /* Queued signals come once each and in order; a timer's come on beside them. */
 static void test_storm(void **state)
 {
-	struct sender s = { .n = 100 * rounds(300) };
+	struct sender s = { .n = 0 };
 	struct wpt_target *t;
 	struct fixture f;
 	unsigned long alarms;
-	int i;
+	int i, k;
 
 	(void)state;
 	fixture_start(&f, "storm", 0);
@@ -173,9 +175,13 @@ static void test_storm(void **state)
 	assert_int_equal(pthread_create(&s.th, NULL, send_signals, &s), 0);
 	for (i = 0; i < rounds(300); i++) {
 		t = must_attach(f.pid);
-		must_stop(t);
+		for (k = 0; k < 4; k++) {
+			must_stop(t);
+			wpt_target_resume(t);
+		}
 		wpt_target_close(t);
 	}
+	s.done = true;
 	pthread_join(s.th, NULL);
 	WAIT_FOR(atomic_load(&f.sh->count[1]) == (unsigned long)s.n);
 	alarms = atomic_load(&f.sh->count[2]);
@@ -250,6 +256,45 @@ static void test_stop_storm(void **state)
 	for (k = 0; k < NR_THREADS; k++) {
 		before = atomic_load(&f.sh->count[k]);
 		WAIT_FOR(atomic_load(&f.sh->count[k]) > before);
+	}
+	fixture_finish(&f, 0);
+}
+
+static void *attach_once(void *arg)
+{
+	struct fixture *f = arg;
+
+	wpt_target_close(must_attach(f->pid));
+	return NULL;
+}
+
+/* A SIGSTOP at any moment of an attach stops the target, and its parent is told once. */
+static void test_stop_during(void **state)
+{
+	unsigned long before;
+	struct fixture f;
+	int i, k, status;
+	pthread_t th;
+
+	(void)state;
+	fixture_start(&f, "compute", 0);
+	for (i = 0; i < rounds(300); i++) {
+		assert_int_equal(pthread_create(&th, NULL, attach_once, &f), 0);
+		sleep_us((unsigned)(i * 17 % 1500));
+		kill(f.pid, SIGSTOP);
+		assert_int_equal(waitpid(f.pid, &status, WUNTRACED), f.pid);
+		assert_true(WIFSTOPPED(status));
+		pthread_join(th, NULL);
+		WAIT_FOR(task_state(f.pid, f.pid) == 'T');
+		before = 0;
+		for (k = 0; k < NR_THREADS; k++)
+			before += atomic_load(&f.sh->count[k]);
+		sleep_us(200);
+		for (k = 0; k < NR_THREADS; k++)
+			before -= atomic_load(&f.sh->count[k]);
+		assert_int_equal(before, 0);
+		assert_int_equal(waitpid(f.pid, &status, WUNTRACED | WNOHANG), 0);
+		kill(f.pid, SIGCONT);
 	}
 	fixture_finish(&f, 0);
 }
@@ -657,6 +702,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_storm),
 		cmocka_unit_test(test_stopped),
 		cmocka_unit_test(test_stop_storm),
+		cmocka_unit_test(test_stop_during),
 		cmocka_unit_test(test_seccomp),
 		cmocka_unit_test(test_seccomp_refused),
 		cmocka_unit_test(test_dispatch),

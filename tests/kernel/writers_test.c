@@ -242,11 +242,10 @@ enum holder { NONE, MAP_RW, MAP_RO, MAP_RO_OF_RW, FD_RW, FD_WO, FD_RO, THREAD_FD
 
 static void *hold_in_thread(void *arg)
 {
-	int *fds = arg;
-
 	/* Its own table of descriptors; the others close theirs. */
-	if (unshare(CLONE_FILES) || write(fds[1], "y", 1) != 1)
+	if (unshare(CLONE_FILES))
 		_exit(1);
+	atomic_store((atomic_bool *)arg, true);
 	for (;;)
 		pause();
 }
@@ -254,6 +253,7 @@ static void *hold_in_thread(void *arg)
 /* Another process with the target's memfd. Says when it is ready, and ends with us. */
 static pid_t hold(int memfd_ro, int memfd_rw, enum holder how)
 {
+	static atomic_bool apart;
 	int sync[2];
 	pthread_t th;
 	void *p = NULL;
@@ -277,9 +277,9 @@ static pid_t hold(int memfd_ro, int memfd_rw, enum holder how)
 		if (p == MAP_FAILED)
 			_exit(1);
 		if (how == THREAD_FD) {
-			pthread_create(&th, NULL, hold_in_thread, sync);
-			if (read(sync[0], &c, 1) != 1)
-				_exit(1);
+			pthread_create(&th, NULL, hold_in_thread, &apart);
+			while (!apart)
+				sched_yield();
 		}
 		if (how != FD_RW)
 			close(memfd_rw);
