@@ -194,7 +194,6 @@ static void note_untracked(struct wpt_look *l)
 
 	for (i = 0; i < t->files.count; i++) {
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
-		file->untracked_before = file->untracked_now;
 		file->untracked_now = false;
 	}
 	for (i = 0; i < t->maps.maps.count; i++) {
@@ -248,16 +247,29 @@ static int inspect_files(struct wpt_look *l)
 		if (file->inspected || !file->regular || file->fd < 0)
 			continue;
 		use = wpt_vec_at(&uses, struct wpt_file_use, n++);
-		/* A writer that is gone now may have written since the last look. */
-		use->other_writer |= file->inspected_once && file->other_writer_now;
-		file->other_writer_now = wpt_vec_at(&uses, struct wpt_file_use, n - 1)->other_writer;
+		file->writer_seen |= use->other_writer;
 		/* Nothing would tell of pwrite(2): as if it had happened. */
 		use->uninspectable |= file->watch < 0;
 		file->use = *use;
-		file->inspected = file->inspected_once = true;
+		file->inspected = true;
 	}
 	wpt_vec_free(&uses);
 	return err;
+}
+
+/* What was seen of the files is in the unknown spans now. A writer that is gone by the next look may have written before it went. */
+static void files_looked_at(struct wpt_tracker *t)
+{
+	struct wpt_file *file;
+	size_t i;
+
+	for (i = 0; i < t->files.count; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		file->changed = false;
+		file->writer_before = file->writer_seen;
+		file->writer_seen = false;
+		file->untracked_before = file->untracked_now;
+	}
 }
 
 int wpt_look_bypasses(struct wpt_look *l)
@@ -285,17 +297,18 @@ int wpt_look_bypasses(struct wpt_look *l)
 			a->reason = WPT_REASON_UNINSPECTABLE;
 		else if (file->untracked_now || file->untracked_before)
 			a->reason = WPT_REASON_OTHER_WRITER;
-		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.other_writer)
+		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && (file->writer_seen || file->writer_before))
 			a->reason = WPT_REASON_OTHER_WRITER;
 		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
 			a->reason = WPT_REASON_UNINSPECTABLE;
-		a->compare = a->reason != WPT_REASON_NONE;
-		if (file && file->changed)
+		if (a->reason != WPT_REASON_NONE || (file && file->changed))
 			err = wpt_look_unknown(t, a->start, a->end);
 	}
-	for (i = 0; i < t->files.count && !err; i++)
-		wpt_vec_at(&t->files, struct wpt_file, i)->changed = false;
-	return err ? err : spread_all(l);
+	if (!err)
+		err = spread_all(l);
+	if (!err)
+		files_looked_at(t);
+	return err;
 }
 
 int wpt_tracker_inspect(struct wpt_tracker *t)

@@ -354,7 +354,7 @@ static uint64_t next_unknown(const struct wpt_copy *c, uint64_t from, uint64_t e
 	size_t i;
 
 	*run_end = end;
-	if (c->all || c->area->compare)
+	if (c->all)
 		return from;
 	for (i = 0; i < c->t->unknown.count; i++) {
 		span = wpt_vec_at(&c->t->unknown, struct wpt_span, i);

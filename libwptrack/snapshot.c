@@ -707,14 +707,15 @@ static bool nothing_to_track(struct wpt_tracker *t)
 
 static int take_pages(struct take *k)
 {
-	int err = 0;
+	int err;
 
+	err = wpt_tracker_inspect(k->w->t);
+	if (err)
+		return err;
 	if (k->o.mode == WPT_MODE_FUZZY)
 		return take_fuzzy(k);
 	if (k->w->all)
 		err = take_precopy(k);
-	else
-		err = wpt_tracker_inspect(k->w->t);
 	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
 	wpt_tracker_reap(k->w->t);
 	return err ? err : take_paused(k);

@@ -29,7 +29,6 @@ struct wpt_area {
 	size_t name;           /* offset in the plan's text */
 	bool skipped;
 	bool armed;            /* registered, and protected where its kind needs it */
-	bool compare;          /* this look can't rely on what the kernel says: every page is compared */
 	bool backed;           /* by a file or shared memory; what is not populated is not zero */
 	bool private_file;     /* content of pages that are not COWed is the file's */
 };
@@ -51,8 +50,7 @@ struct wpt_file {
 	bool regular;
 	bool tmpfs;
 	bool inspected;        /* `use` is of this look or nothing happened since */
-	bool inspected_once;
-	bool other_writer_now; /* at the last inspection */
+	bool writer_seen, writer_before; /* another process may write to it: seen since the last look, or by that */
 	bool untracked_now, untracked_before; /* the target has a shared writable mapping of it that is not tracked */
 	bool changed;          /* by a system call since the last look */
 	struct wpt_file_use use;

@@ -79,7 +79,7 @@ plant 'a zap that took a write is taken for clean' look.c \
 	s/(collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"
 plant 'other processes that write are not looked for' bypass.c \
-	's/file->other_writer_now = .*?;/file->other_writer_now = use->other_writer = false;/' \
+	's/file->writer_seen \|= use->other_writer;/;/' \
 	bypass_test '' 'FAILED'
 plant 'a failed link loses the dirty set' snapshot.c \
 	's/if \(err\)\n\t\t\twpt_ledger_rollback\(w->t->ledger\);/if (err)\n\t\t\twpt_ledger_commit(w->t->ledger);/' \
