@@ -26,7 +26,7 @@ struct reseal {
 	struct wpt_fmt_head head;
 	uint8_t parent_digest[16];    /* of the link before */
 	bool has_parent;
-	bool identity;                /* also what links say of each other */
+	bool identity;                /* see reseal() */
 };
 
 static inline uint64_t reseal_get(const uint8_t *p, int bytes)
@@ -133,7 +133,8 @@ static inline void reseal_root(struct reseal *r, uint8_t *block, const uint8_t *
 		}
 		if (end - p < 16 || wpt_add_overflows(offset, s[1], &offset))
 			return;
-		reseal_section(r, offset, s[2], p);
+		if (r->identity)
+			reseal_section(r, offset, s[2], p);
 		if (s[0] == WPT_FMT_SECTION_RANGES) {
 			r->has_ranges = true;
 			memcpy(r->ranges, p, 16);
@@ -235,7 +236,7 @@ static inline size_t reseal_frame(const uint8_t *p, size_t len, bool *block)
 	return n;
 }
 
-/* `identity`: also the identity digests, and each link's parent's digest. */
+/* `identity`: also digests of sections, identity digests and what links say of their parents. */
 static inline void reseal(uint8_t *bytes, size_t len, bool identity)
 {
 	struct reseal r;

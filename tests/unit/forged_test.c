@@ -176,7 +176,6 @@ static const struct lie {
 	{ "run: a gap", WPT_FMT_LEAF, 0, 37, 1, 1, D },
 	{ "run: no pages", WPT_FMT_LEAF, 0, 38, 1, 0, D },
 	{ "run: more pages than the leaf", WPT_FMT_LEAF, 0, 38, 1, 127, D },
-	{ "run: a number that is longer than necessary", WPT_FMT_LEAF, 0, 95, 2, 0x0080, D },
 	{ "run: a frame that is not there", WPT_FMT_LEAF, 0, 39, 1, 1, D },
 	{ "run: beyond its frame", WPT_FMT_LEAF, 0, 40, 1, 1, D },
 	{ "run: far beyond its frame", WPT_FMT_LEAF, 0, 40, 1, 127, D },
@@ -309,6 +308,112 @@ static void any_byte_of_metadata_may_lie(void **state)
 }
 
 /* ---- what takes more than a field ---- */
+
+/* Where the index and the leaf agree, only the runs themselves tell. */
+static void runs_beyond_their_leaf_are_refused(void **state)
+{
+	struct forge f;
+
+	(void)state;
+	forge_open(&f);
+	forge_link(&f);
+	forge_page(&f, 0x10, pages[0]);
+	forge_run(&f, WPT_FMT_ZERO, 0x12, 4, 0, 0, NULL);
+	f.leaf.end_page--;
+	f.root.counts.zero = 4;
+	add_ranges(&f);
+	forge_end(&f);
+	forge_seal(&f);
+	assert_refused(&f, D, "a run that ends behind its leaf");
+	forge_close(&f);
+}
+
+static void numbers_longer_than_necessary_are_refused(void **state)
+{
+	struct forge f;
+	uint8_t *leaf;
+	size_t len;
+
+	(void)state;
+	for (int i = 0; i < 2; i++) {
+		forge_open(&f);
+		forge_link(&f);
+		forge_run(&f, WPT_FMT_ZERO, 0x10, i ? 128 : 129, 0, 0, NULL);
+		f.leaf.nr_pages = 1;
+		f.root.counts.zero = 200;
+		add_ranges(&f);
+		forge_end(&f);
+		leaf = forge_find(&f, WPT_FMT_LEAF, 0, &len);
+		assert_int_equal(leaf[38] & 0x80, 0x80);
+		/* One in two bytes; the other time the leaf has a byte that is no run's. */
+		reseal_put(leaf + 38, i ? 0x0081 : 0x0001, 2);
+		forge_seal(&f);
+		assert_refused(&f, D, "a long number");
+		forge_close(&f);
+	}
+}
+
+static void digests_that_lie_are_noticed(void **state)
+{
+	static const uint32_t offsets[] = { 84, 99, 100, 115 };
+	struct forge f;
+	uint8_t *block;
+	size_t len;
+
+	(void)state;
+	for (size_t i = 0; i < WPT_ARRAY_SIZE(offsets); i++) {
+		layout(&f);
+		forge_end(&f);
+		forge_seal(&f);
+		block = forge_find(&f, WPT_FMT_TRAILER, 0, &len);
+		block[offsets[i]] ^= 1;
+		reseal_put(block + 120, wpt_fmt_checksum(block, 120), 8);
+		assert_refused(&f, D, "a digest of the trailer");
+		forge_close(&f);
+	}
+	layout(&f);
+	forge_end(&f);
+	forge_seal(&f);
+	block = forge_find(&f, WPT_FMT_PART, 1, &len);
+	assert_memory_equal(block + 28, "a=b", 4);
+	block[30] = 'c';
+	reseal(f.bytes, f.len, false);
+	assert_refused(&f, D, "a section with another's digest");
+	forge_close(&f);
+}
+
+/* The numbers of pages are wrong in each entry and right in the sum. */
+static void an_index_that_lies_of_its_leaves_is_noticed(void **state)
+{
+	struct forge f;
+
+	(void)state;
+	forge_open(&f);
+	forge_link(&f);
+	for (uint32_t i = 0; i < 2; i++) {
+		forge_page(&f, 0x10 + 3 * i, pages[0]);
+		forge_page(&f, 0x11 + 3 * i, pages[1]);
+		f.leaf.nr_pages = i ? 1 : 3;
+		forge_leaf(&f);
+	}
+	add_ranges(&f);
+	forge_end(&f);
+	forge_seal(&f);
+	assert_refused(&f, D, "numbers of pages");
+	forge_close(&f);
+
+	forge_open(&f);
+	forge_link(&f);
+	forge_page(&f, 0x10, pages[0]);
+	forge_leaf(&f);
+	wpt_fmt_node_begin(&f.node);
+	forge_page(&f, 0x11, pages[1]);
+	add_ranges(&f);
+	forge_end(&f);
+	forge_seal(&f);
+	assert_refused(&f, D, "a leaf that is not listed");
+	forge_close(&f);
+}
 
 static void frames_that_hold_more_than_they_say_are_refused(void **state)
 {
@@ -797,6 +902,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_forged_here_is_right_but_for_the_lie),
 		cmocka_unit_test(a_field_that_lies_is_refused),
+		cmocka_unit_test(runs_beyond_their_leaf_are_refused),
+		cmocka_unit_test(numbers_longer_than_necessary_are_refused),
+		cmocka_unit_test(digests_that_lie_are_noticed),
+		cmocka_unit_test(an_index_that_lies_of_its_leaves_is_noticed),
 		cmocka_unit_test(frames_that_hold_more_than_they_say_are_refused),
 		cmocka_unit_test(sections_of_absurd_lengths_are_refused),
 		cmocka_unit_test(section_directories_that_lie_are_refused),
