@@ -325,6 +325,9 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 		return -WPT_E_TRACED;
 	if (rc && wpt_proc_is_exiting(in->t->task, (uint64_t)tid))
 		return -ESRCH;
+	/* Somebody else was quicker. */
+	if (rc && !wpt_proc_status(in->t->task, path, &st) && st.tracer)
+		return -WPT_E_TRACED;
 	if (rc)
 		return !st.seccomp ? (int)rc : -WPT_E_SECCOMP;
 	if (trace(PTRACE_INTERRUPT, tid, 0, 0))
