@@ -12,7 +12,7 @@ SHARED=110000000000
 EXTRA=120000000000
 
 # A hang is a failure, not a wait: the longest that anything is waited for, in seconds.
-PATIENCE=60
+PATIENCE=${WPT_PATIENCE:-60}
 
 common_setup()
 {
@@ -258,11 +258,24 @@ watch_link()
 	esac
 }
 
-# Waits for the end of the watch: its exit code in `status`
-watch_wait()
+# Waits for the end of $WATCH, but not for ever: its exit code in `status`
+ended()
 {
+	local i
+
+	for ((i = 0; i < PATIENCE * 100; i++)); do
+		# bash may have waited for it already, and knows its exit code
+		grep -qE '\) [^ZX] ' "/proc/$WATCH/stat" 2>/dev/null || break
+		sleep 0.01
+	done
+	((i < PATIENCE * 100)) || { echo "process $WATCH does not end"; return 1; }
 	status=0
 	wait "$WATCH" || status=$?
+}
+
+watch_wait()
+{
+	ended
 	cp watch.err err
 	cat <&7 >out
 }

@@ -40,6 +40,7 @@ line_with()
 		"$1"*) return ;;
 		esac
 	done
+	return 1
 }
 
 @test "the exit code is the command's" {
@@ -85,8 +86,7 @@ line_with()
 	"$WPSNAP" restore dir -o raw --range "$(range $ANON 0 256)"
 	cmp raw dumped
 	echo 'exit 9' >&8
-	status=0
-	wait "$WATCH" || status=$?
+	ended
 	[ "$status" -eq 9 ]
 	"$WPSNAP" verify dir
 }
@@ -96,8 +96,7 @@ line_with()
 	target_answers
 	line_with 'link 0 base:'
 	echo 'exit 4' >&8
-	status=0
-	wait "$WATCH" || status=$?
+	ended
 	[ "$status" -eq 4 ]
 }
 
@@ -107,8 +106,7 @@ line_with()
 		target_answers
 		line_with ready
 		kill -$sig "$WATCH"
-		status=0
-		wait "$WATCH" || status=$?
+		ended
 		[ "$status" -eq 33 ]
 		exec 7<&- 8>&- 9<&-
 	done
@@ -140,7 +138,7 @@ line_with()
 	run_start -o dir --every 0 -- "$HELPERS/target_mem" 16 16
 	line_with 'link 0 base:'
 	echo 'exit 0' >&8
-	wait "$WATCH"
+	ended
 	try "$WPSNAP" run -o dir -- touch started
 	exits 1
 	says '--new starts a new chain'
@@ -157,17 +155,16 @@ line_with()
 	tell exec "$HELPERS/target_mem"
 	tell fill 5
 	kill -USR1 "$WATCH"
-	line_with 'link 0 exec:'
+	line_with 'link 1 exec:'
 	file=${LINE##*, }
 	run_child
 	dump "$(range $ANON 0 256)" dumped
 	"$WPSNAP" restore "dir/$file" -o raw --range "$(range $ANON 0 256)"
 	cmp raw dumped
 	kill -USR1 "$WATCH"
-	line_with 'link 1 SIGUSR1:'
+	line_with 'link 2 SIGUSR1:'
 	echo 'exit 6' >&8
-	status=0
-	wait "$WATCH" || status=$?
+	ended
 	[ "$status" -eq 6 ]
 }
 
@@ -178,8 +175,7 @@ line_with()
 	tell fill 1
 	tell fill 2
 	echo 'exit 5' >&8
-	status=0
-	wait "$WATCH" || status=$?
+	ended
 	[ "$status" -eq 5 ]
 	[ "$(ls dir/*.wps | wc -l)" -eq 1 ]
 }
@@ -192,7 +188,7 @@ line_with()
 	line_with '{"schema":1,"type":"link","trigger":"base"'
 	echo "$LINE" >>lines.json
 	echo 'exit 0' >&8
-	wait "$WATCH"
+	ended
 	line_with '{"schema":1,"type":"end"'
 	echo "$LINE" >>lines.json
 	json_is_valid lines.json

@@ -452,6 +452,7 @@ watch_json()
 		*) echo "no $1: $LINE"; return 1 ;;
 		esac
 	done
+	return 1
 }
 
 @test "--json: every line is an object; ready, links, the end" {
@@ -507,8 +508,7 @@ watch_json()
 	watch_ready
 	exec 7<&-
 	kill -USR1 "$WATCH"
-	status=0
-	wait "$WATCH" || status=$?
+	ended
 	[ "$status" -eq 1 ]
 	says 'its reader has gone' watch.err
 	"$WPSNAP" verify dir

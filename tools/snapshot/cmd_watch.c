@@ -313,7 +313,7 @@ static void run_link(struct watch *w, const char *trigger)
 
 	err = try_link(w, trigger);
 	for (i = 0; err == -WPT_E_GONE && !target_exited(w) && i < EXEC_ATTEMPTS; i++) {
-		complain("run: the command executed another program; that one is tracked from here on, in a new chain");
+		complain("run: the command executed another program; that one is tracked from here on");
 		stop_tracking(w);
 		if (open_session(w, true))
 			break;
