@@ -228,6 +228,7 @@ static int chain_start(struct wpt_chain **out, struct wpt_locator *l)
 
 	if (!c)
 		return -ENOMEM;
+	pthread_mutex_init(&c->idle_lock, NULL);
 	c->end_offset = l->end_offset;
 	c->torn_bytes = l->size - l->end_offset;
 	c->file_error = l->file_error;
@@ -278,6 +279,9 @@ void wpt_chain_close(struct wpt_chain *c)
 
 	if (!c)
 		return;
+	for (i = 0; i < WPT_IDLE_WALKERS; i++)
+		wpt_walker_close(c->idle[i]);
+	pthread_mutex_destroy(&c->idle_lock);
 	for (i = 0; i < c->nr_links; i++) {
 		wpt_reader_close(c->links[i].reader);
 		if (c->links[i].owns_spans)

@@ -8,6 +8,10 @@
 #include "pool.h"
 #include "reader.h"
 
+#include <pthread.h>
+
+#define WPT_IDLE_WALKERS 4u
+
 struct wpt_listed_range {
 	uint64_t start, end;
 	uint32_t kind, reason;
@@ -44,8 +48,15 @@ struct wpt_chain {
 	struct wpt_range_list *ranges;  /* at the last link */
 	uint64_t end_offset;            /* of the last good link in a file */
 	uint64_t torn_bytes;            /* behind it */
+	/* Walkers of reads that are over: the next read often begins where one ended. */
+	pthread_mutex_t idle_lock;
+	struct wpt_walker *idle[WPT_IDLE_WALKERS];
 	int file_error;                 /* something in the file is no good that the chain does not need */
 };
+
+/* As open and close, but what one walker knows of the links is used by the next. Any thread. */
+int wpt_walker_take(struct wpt_walker **out, struct wpt_chain *c, uint64_t start, uint64_t end);
+void wpt_walker_give(struct wpt_walker *w);
 
 /* All of a section into memory from malloc(), with room for one byte more. */
 int wpt_section_load(struct wpt_reader *r, const struct wpt_fmt_section *s, size_t max, void **data, size_t *len);

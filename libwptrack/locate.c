@@ -86,12 +86,13 @@ static int place_add(struct wpt_locator *l, const struct wpt_link_place *link, c
 {
 	struct wpt_place *more;
 	uint32_t room;
+	size_t bytes;
 
 	if (l->nr == l->room) {
 		room = l->room ? l->room * 2 : 64;
-		if (room < l->room)
-			return -EFBIG;
-		more = realloc(l->places, room * sizeof(*more));
+		if (room < l->room || __builtin_mul_overflow(room, sizeof(*more), &bytes))
+			return -ENOMEM;
+		more = realloc(l->places, bytes);
 		if (!more)
 			return -ENOMEM;
 		l->places = more;

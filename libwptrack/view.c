@@ -240,7 +240,7 @@ int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)
 		if (from == addr)
 			return 0;
 	}
-	rc = wpt_walker_open(&w, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
+	rc = wpt_walker_take(&w, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
 	while (!rc && (rc = wpt_walker_next(w, &run)) > 0) {
 		from = WPT_MAX(run.start, addr);
 		to = WPT_MIN(run.end, end);
@@ -251,7 +251,7 @@ int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)
 			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
 		unreadable |= run.view == WPT_VIEW_UNREADABLE;
 	}
-	wpt_walker_close(w);
+	wpt_walker_give(w);
 	return rc ? rc : unreadable ? -WPT_E_UNREADABLE : 0;
 }
 

@@ -8,6 +8,9 @@
 
 #include <stdlib.h>
 
+/* Of longer chains no walker is kept: they take memory by the link. */
+#define IDLE_LINKS 4096u
+
 struct position {
 	struct wpt_cursor cursor;
 	uint64_t silent_until;  /* page number: before it the link mentions nothing */
@@ -17,6 +20,7 @@ struct position {
 struct wpt_walker {
 	struct wpt_chain *chain;
 	uint64_t at, end;
+	uint64_t known_from;    /* positions hold for this address and behind it */
 	struct wpt_view_run ahead;
 	bool has_ahead;
 	struct position positions[];
@@ -33,6 +37,54 @@ int wpt_walker_open(struct wpt_walker **out, struct wpt_chain *c, uint64_t start
 	w->end = WPT_ALIGN_DOWN(end, WPT_PAGE);
 	*out = w;
 	return 0;
+}
+
+int wpt_walker_take(struct wpt_walker **out, struct wpt_chain *c, uint64_t start, uint64_t end)
+{
+	struct wpt_walker *w = NULL;
+	unsigned int i, best = WPT_IDLE_WALKERS;
+
+	start = WPT_ALIGN_DOWN(start, WPT_PAGE);
+	pthread_mutex_lock(&c->idle_lock);
+	for (i = 0; i < WPT_IDLE_WALKERS; i++)
+		if (c->idle[i] && c->idle[i]->known_from <= start &&
+		    (best == WPT_IDLE_WALKERS || c->idle[i]->known_from > c->idle[best]->known_from))
+			best = i;
+	if (best < WPT_IDLE_WALKERS) {
+		w = c->idle[best];
+		c->idle[best] = NULL;
+	}
+	pthread_mutex_unlock(&c->idle_lock);
+	if (!w)
+		return wpt_walker_open(out, c, start, end);
+	w->at = start;
+	w->end = WPT_ALIGN_DOWN(end, WPT_PAGE);
+	w->has_ahead = false;
+	*out = w;
+	return 0;
+}
+
+void wpt_walker_give(struct wpt_walker *w)
+{
+	struct wpt_walker *old;
+	struct wpt_chain *c;
+	unsigned int i, slot = 0;
+
+	if (!w)
+		return;
+	c = w->chain;
+	if (c->nr_links <= IDLE_LINKS) {
+		pthread_mutex_lock(&c->idle_lock);
+		for (i = 0; i < WPT_IDLE_WALKERS && c->idle[slot]; i++)
+			if (!c->idle[i] || c->idle[i]->known_from > c->idle[slot]->known_from)
+				slot = i;
+		/* In the place of the one that is the furthest, which is of the least use. */
+		old = c->idle[slot];
+		c->idle[slot] = w;
+		w = old;
+		pthread_mutex_unlock(&c->idle_lock);
+	}
+	wpt_walker_close(w);
 }
 
 void wpt_walker_close(struct wpt_walker *w)
@@ -128,6 +180,7 @@ static int step(struct wpt_walker *w, struct wpt_view_run *out)
 	int rc;
 
 	*out = (struct wpt_view_run){ .start = w->at, .view = WPT_VIEW_ZERO };
+	w->known_from = w->at;
 	if (!is_covered(w, i - 1, &until)) {
 		out->view = WPT_VIEW_UNTRACKED;
 		goto done;

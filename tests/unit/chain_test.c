@@ -160,9 +160,12 @@ static const uint32_t item_kinds[] = {
 
 static bool item_grows(struct model *m, const struct wpt_batch *b, uint32_t page, uint32_t kind)
 {
-	const struct wpt_item *last = &b->items[b->nr_items - 1];
+	const struct wpt_item *last;
 
-	return b->nr_items && last->kind == kind && last->addr + last->nr_pages * WPT_PAGE == addr_of(page) && next_random(m) % 40;
+	if (!b->nr_items)
+		return false;
+	last = &b->items[b->nr_items - 1];
+	return last->kind == kind && last->addr + last->nr_pages * WPT_PAGE == addr_of(page) && next_random(m) % 40;
 }
 
 /* One pass over the covered pages, or a part of them; the ledger leaves out what the chain says already. */
@@ -400,6 +403,41 @@ static void every_link_of_a_long_chain_shows_its_own_moment(void **state)
 }
 
 /* What was there before a page left the ranges does not come back with it, even if the link that covers it again says nothing. */
+/* One after the other, from the back, and anywhere: what a read leaves behind for the next must not mislead it. */
+static void reads_of_any_size_and_order_agree(void **state)
+{
+	const size_t size = (size_t)NR_PAGES * WPT_PAGE;
+	uint8_t *want = malloc(size), *got = malloc(size);
+	struct wpt_chain *c;
+	struct model m;
+	size_t at = 0, n;
+	uint32_t i;
+	int rc;
+
+	(void)state;
+	build(&m, seed_of() + 9, 24);
+	c = open_at(&m, "@-1");
+	for (i = 0; i < NR_PAGES; i++)
+		fill(want + (size_t)i * WPT_PAGE, &m.links[23].pages[i]);
+	for (i = 0; i < 6000; i++) {
+		n = 1 + (size_t)(next_random(&m) % (i % 16 ? 3 * WPT_PAGE : 200 * WPT_PAGE));
+		if (i % 1000 > 800)
+			at = (size_t)(next_random(&m) % size);
+		else if (i / 1000 % 2)
+			at = at < n ? size - n : at - n;
+		n = n > size - at ? size - at : n;
+		rc = wpt_chain_read(c, BASE + at, got, n);
+		assert_true(rc == 0 || rc == -WPT_E_UNREADABLE);
+		assert_memory_equal(got, want + at, n);
+		if (!(i / 1000 % 2))
+			at = at + n == size ? 0 : at + n;
+	}
+	wpt_chain_close(c);
+	model_close(&m);
+	free(want);
+	free(got);
+}
+
 static void a_page_that_was_uncovered_comes_back_as_zero(void **state)
 {
 	struct model m;
@@ -715,6 +753,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(every_link_of_a_long_chain_shows_its_own_moment),
+		cmocka_unit_test(reads_of_any_size_and_order_agree),
 		cmocka_unit_test(a_page_that_was_uncovered_comes_back_as_zero),
 		cmocka_unit_test(links_concatenate),
 		cmocka_unit_test(a_torn_tail_costs_the_last_link_only),

@@ -215,6 +215,40 @@ static void what_exists_is_not_replaced(void **state)
 	assert_int_equal(wpt_chain_restore_file(f->c, 0, 1, "/nonexistent/image", NULL, NULL, NULL), -ENOENT);
 }
 
+/* Somebody else takes the name while the restore is on its way. */
+static int take_name(void *arg, uint64_t done, uint64_t total)
+{
+	int fd = open(arg, O_WRONLY | O_CREAT, 0600);
+
+	(void)done;
+	(void)total;
+	if (fd < 0 || write(fd, "mine", 4) != 4)
+		return 1;
+	close(fd);
+	return 0;
+}
+
+static void what_came_into_being_meanwhile_is_not_replaced(void **state)
+{
+	struct fixture *f = *state;
+	char path[128];
+	uint8_t *got;
+	size_t len;
+	int folder;
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	for (folder = 0; folder < 2; folder++) {
+		assert_int_equal(folder ? wpt_chain_restore_folder(f->c, path, NULL, take_name, path) :
+					  wpt_chain_restore_file(f->c, 0x10000, 0x20000, path, NULL, take_name, path),
+				 -EEXIST);
+		assert_int_equal(nr_entries(f->dir), 1);
+		got = slurp(path, &len);
+		assert_true(len == 4 && !memcmp(got, "mine", 4));
+		free(got);
+		unlink(path);
+	}
+}
+
 struct drain {
 	int fd;
 	uint8_t *data;
@@ -488,6 +522,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_file_has_exactly_the_bytes_asked_for, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_is_zero_takes_no_room, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_exists_is_not_replaced, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_came_into_being_meanwhile_is_not_replaced, setup, teardown),
 		cmocka_unit_test_setup_teardown(standard_output_gets_the_zeros_too, setup, teardown),
 		cmocka_unit_test_setup_teardown(memory_that_is_right_is_not_written_to, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_has_an_image_of_every_range, setup, teardown),
