@@ -218,6 +218,7 @@ static int add_unreadable(struct wpt_copy *c, uint64_t addr)
 	if (err)
 		return err;
 	item_add(c, addr, 1, is_guard(c, addr) ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE);
+	c->pages_unreadable++;
 	return wpt_ledger_dirty(c->t->ledger, addr, addr + WPT_PAGE);
 }
 
@@ -549,7 +550,7 @@ int wpt_copy_run(struct wpt_copy *c)
 	size_t i;
 	int err = 0;
 
-	c->pages_tracked = 0;
+	c->pages_tracked = c->pages_dirty = c->pages_compared = c->pages_unreadable = 0;
 	c->batch = NULL;
 	c->nr_pieces = 0;
 	c->piece_pages = 0;

@@ -25,7 +25,9 @@ struct wpt_copy {
 	uint32_t piece_pages;
 	uint8_t torn[WPT_BATCH_PAGES];
 
-	uint64_t pages_tracked, pages_dirty, pages_compared, swapped_in, staging_waits;
+	/* Of the last pass; of all. */
+	uint64_t pages_tracked, pages_dirty, pages_compared, pages_unreadable;
+	uint64_t swapped_in, staging_waits;
 };
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t);

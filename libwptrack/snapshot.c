@@ -63,6 +63,7 @@ struct take {
 	char name[MAX_LINK_NAME];
 	uint64_t started, time_ns;
 	bool precopied;
+	uint64_t first_dirty, first_compared; /* pages that the pass before the pause looked at */
 };
 
 static void hex(char *out, const uint8_t *bytes, size_t n)
@@ -434,6 +435,8 @@ static int take_precopy(struct take *k)
 		wpt_vec_clear(&k->w->t->unknown);
 		wpt_ledger_copied(k->w->t->ledger);
 		k->precopied = true;
+		k->first_dirty = k->copy.pages_dirty;
+		k->first_compared = k->copy.pages_compared;
 	}
 	return err;
 }
@@ -660,15 +663,17 @@ static void fill_stats(struct take *k)
 	hex(s->id, k->identity.link_id, 16);
 	snprintf(s->file, sizeof(s->file), "%s", k->name);
 	s->pages_tracked = k->copy.pages_tracked;
-	s->pages_dirty = k->copy.pages_dirty;
-	s->pages_compared = k->copy.pages_compared;
+	/* The first pass of a base looked at every page; what the second found dirty was among them. */
+	s->pages_dirty = k->precopied ? WPT_MAX(k->first_dirty, k->copy.pages_dirty) : k->copy.pages_dirty;
+	s->pages_compared = k->precopied ? WPT_MAX(k->first_compared, k->copy.pages_compared) : k->copy.pages_compared;
 	s->swapped_in = k->copy.swapped_in;
 	s->staging_waits = k->copy.staging_waits;
 	s->pages_stored = k->result.pages_stored;
 	s->pages_zero = k->result.pages_zero;
 	s->pages_unchanged = k->result.pages_unchanged;
 	s->pages_duplicate = k->result.pages_duplicate;
-	s->pages_unreadable = k->result.pages_unreadable;
+	/* Each pass of a base says of a page that it can't be read; an increment only if the chain does not say so yet. */
+	s->pages_unreadable = WPT_MIN(k->result.pages_unreadable, k->copy.pages_unreadable);
 	s->pages_torn = k->result.pages_torn;
 	s->bytes_stored = k->result.bytes;
 	s->total_ns = wpt_now_ns() - k->started;
