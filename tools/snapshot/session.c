@@ -29,7 +29,9 @@ static void flush_out(struct session *s)
 struct notes_walk {
 	struct session *s;
 	struct notes now;
-	int err;
+	/* Private mappings of files, which every program has by the dozen, are told of in one line. */
+	uint32_t nr_private, private_reason;
+	uint64_t private_bytes;
 };
 
 static int compare_notes(const void *a, const void *b)
@@ -46,22 +48,22 @@ static bool is_reported(const struct notes *notes, const struct note *n)
 	return old && old->end == n->end && old->reason == n->reason && old->skipped == n->skipped;
 }
 
-static void print_note(const struct session *s, const struct wpt_range_info *r)
+static void print_compared(const struct session *s, const char *what, uint32_t reason, uint64_t bytes)
 {
-	const char *name = *r->name ? r->name : "(no name)";
 	char size[UNITS_TEXT];
 
-	format_size(size, r->end - r->start);
-	if (r->skipped)
-		complain("skipped: %" PRIx64 "-%" PRIx64 " %s, %s: %s; it is not in the snapshot", r->start, r->end, name, size,
-			 reason_text(r->reason));
-	else if (!s->o->quiet)
-		complain("compared by content: %" PRIx64 "-%" PRIx64 " %s: %s; each link reads and hashes %s%s%s", r->start, r->end, name,
-			 reason_text(r->reason), size, s->o->mode == WPT_MODE_PAUSE ? " while the target stands still" : "",
-			 r->reason == WPT_REASON_OTHER_WRITER || r->reason == WPT_REASON_UNINSPECTABLE ?
-				 "; --assume-sole-writer trusts that nobody else writes" : "");
-	if (!s->o->json)
+	if (s->o->quiet)
 		return;
+	format_size(size, bytes);
+	complain("compared by content: %s: %s; each link reads and hashes %s%s%s", what, reason_text(reason), size,
+		 s->o->mode == WPT_MODE_PAUSE ? " while the target stands still" : "",
+		 reason == WPT_REASON_OTHER_WRITER || reason == WPT_REASON_UNINSPECTABLE ?
+			 "; --assume-sole-writer trusts that nobody else writes" :
+			 "");
+}
+
+static void print_json(const struct session *s, const struct wpt_range_info *r)
+{
 	json_begin(s->out, "range");
 	json_addr(s->out, "start", r->start);
 	json_addr(s->out, "end", r->end);
@@ -71,6 +73,27 @@ static void print_note(const struct session *s, const struct wpt_range_info *r)
 	json_bool(s->out, "skipped", r->skipped);
 	json_str(s->out, "name", r->name);
 	json_end(s->out);
+}
+
+static void print_note(struct notes_walk *walk, const struct wpt_range_info *r)
+{
+	const char *name = *r->name ? r->name : "(no name)";
+	char size[UNITS_TEXT], what[400];
+
+	if (walk->s->o->json)
+		print_json(walk->s, r);
+	if (r->skipped) {
+		format_size(size, r->end - r->start);
+		complain("skipped: %" PRIx64 "-%" PRIx64 " %s, %s: %s; it is not in the snapshot", r->start, r->end, name, size,
+			 reason_text(r->reason));
+	} else if (r->kind == WPT_KIND_FILE_PRIVATE && r->reason == WPT_REASON_UNINSPECTABLE) {
+		walk->nr_private++;
+		walk->private_reason = r->reason;
+		walk->private_bytes += r->end - r->start;
+	} else {
+		snprintf(what, sizeof(what), "%" PRIx64 "-%" PRIx64 " %.300s", r->start, r->end, name);
+		print_compared(walk->s, what, r->reason, r->end - r->start);
+	}
 }
 
 static int on_range(void *arg, const struct wpt_range_info *r)
@@ -84,7 +107,7 @@ static int on_range(void *arg, const struct wpt_range_info *r)
 	if (r->skipped)
 		walk->s->skipped = true;
 	if (!is_reported(&walk->s->notes, &n))
-		print_note(walk->s, r);
+		print_note(walk, r);
 	v = reallocarray(walk->now.v, walk->now.nr + 1, sizeof(*v));
 	if (!v)
 		return -ENOMEM;
@@ -97,9 +120,14 @@ static int on_range(void *arg, const struct wpt_range_info *r)
 static void report_ranges(struct session *s)
 {
 	struct notes_walk walk = { .s = s };
+	char what[64];
 
 	s->skipped = false;
 	wpt_range_list(s->tracker, on_range, &walk);
+	if (walk.nr_private) {
+		snprintf(what, sizeof(what), "%u private mappings of files", walk.nr_private);
+		print_compared(s, what, walk.private_reason, walk.private_bytes);
+	}
 	free(s->notes.v);
 	s->notes = walk.now;
 }
