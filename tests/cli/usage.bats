@@ -163,6 +163,24 @@ refused()
 	done
 }
 
+@test "each unit is what it says: one step beyond the bound is refused" {
+	for n in 4194304 4096K 4M 0.00390625G 0.000003815T; do
+		try "$WPSNAP" save 4194304 -o f "--staging=$n"
+		exits 5
+	done
+	for n in 4194303 4095K 3.999M 0.003906249G 0.000003814T; do
+		refused 'at least 4M' save 1 -o f "--staging=$n"
+	done
+	# the most that 63 bits of nanoseconds hold
+	for n in 9223372036854775807ns 9223372036854775us 9223372036854ms 9223372036s 9223372036 153722867m 2562047h; do
+		try "$WPSNAP" watch 4194304 -o f "--every=$n"
+		exits 5
+	done
+	for n in 9223372036854775808ns 9223372036854776us 9223372036855ms 9223372037s 9223372037 153722868m 2562048h; do
+		refused '--every takes a time' watch 1 -o f "--every=$n"
+	done
+}
+
 @test "modes: cow says that it is not there yet, others are refused" {
 	refused 'not supported yet by this version' save 1 -o f --mode cow
 	refused 'takes pause or fuzzy' save 1 -o f --mode quick
