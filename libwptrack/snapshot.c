@@ -742,8 +742,12 @@ static int take_link(struct take *k)
 		err = add_sections(k);
 	if (!err)
 		err = wpt_layer_finish(k->layer, k->time_ns, k->stats.pause_ns, &k->result);
-	if (!err)
+	if (!err) {
 		err = k->sink->commit(k->sink);
+		/* After a failed fsync nobody knows what of the file is on the disk: it is not continued. */
+		if (err && k->w->o.dest == WPT_DEST_APPEND)
+			k->w->broken = err;
+	}
 	return err;
 }
 
