@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # Sourced by run-tests: huge pages and a swap device on zram for the tests, as root and with WPT_SETUP not 0, and back again.
 
-machine_pages=0
+machine_before=
 machine_zram=
 machine_zram_added=0
 
@@ -10,13 +10,13 @@ machine_setup() {
 		echo "machine: no set-up (not root, or WPT_SETUP=0): tests that need huge pages or swap may be skipped"
 		return 0
 	fi
-	local free before
-	free=$(awk '$1 == "HugePages_Free:" { print $2 }' /proc/meminfo)
+	local free
+	# Reserved pages are not free to others, and pages beyond nr_hugepages count against what is asked for.
+	free=$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)
 	if [ "${free:-0}" -lt 64 ] && [ -w /proc/sys/vm/nr_hugepages ]; then
-		before=$(cat /proc/sys/vm/nr_hugepages)
-		echo $((before + 64)) >/proc/sys/vm/nr_hugepages
-		machine_pages=$(($(cat /proc/sys/vm/nr_hugepages) - before))
-		echo "machine: $machine_pages huge pages"
+		machine_before=$(cat /proc/sys/vm/nr_hugepages)
+		echo $(($(awk '$1 == "HugePages_Total:" { print $2 }' /proc/meminfo) + 64)) >/proc/sys/vm/nr_hugepages
+		echo "machine: $(cat /proc/sys/vm/nr_hugepages) huge pages"
 	fi
 	grep -q zram /proc/swaps || machine_zram_on || echo "machine: no zram swap"
 }
@@ -54,8 +54,8 @@ machine_zram_off() {
 
 machine_restore() {
 	machine_zram_off
-	if [ $machine_pages -gt 0 ]; then
-		echo $(($(cat /proc/sys/vm/nr_hugepages) - machine_pages)) >/proc/sys/vm/nr_hugepages
-		machine_pages=0
+	if [ -n "$machine_before" ]; then
+		echo "$machine_before" >/proc/sys/vm/nr_hugepages
+		machine_before=
 	fi
 }
