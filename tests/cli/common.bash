@@ -55,7 +55,8 @@ need_root()
 try()
 {
 	status=0
-	timeout "$PATIENCE" "$@" >out 2>err || status=$?
+	# timeout's own stderr apart: it warns when the machine is short of timers
+	timeout "$PATIENCE" sh -c 'exec "$@" 2>err' - "$@" >out 2>timeout.err || status=$?
 }
 
 # The exit code of the last try; shows what it said if that is another.
