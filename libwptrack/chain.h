@@ -55,6 +55,16 @@ int wpt_chain_run_read(struct wpt_chain *c, const struct wpt_view_run *run, uint
 /* Hashes of the pages of a DATA run, from `first` (an address in it) on. Any thread. */
 int wpt_chain_run_hashes(struct wpt_chain *c, const struct wpt_view_run *run, uint64_t first, uint64_t nr_pages, struct wpt_hash *hashes);
 
+/* ---- the bytes of a long stretch ---- */
+
+struct wpt_gather;
+
+/* start and end are page-aligned. For one thread. */
+int wpt_gather_open(struct wpt_gather **out, struct wpt_chain *c, uint64_t start, uint64_t end);
+/* As wpt_walker_next(), and if it is DATA its bytes, checked, which stay until the next call. */
+int wpt_gather_next(struct wpt_gather *g, struct wpt_view_run *run, const uint8_t **data);
+void wpt_gather_close(struct wpt_gather *g);
+
 /* The link that is number `index`, 0 the oldest. */
 struct wpt_reader *wpt_chain_reader(struct wpt_chain *c, uint32_t index);
 uint32_t wpt_chain_nr_links(const struct wpt_chain *c);

@@ -40,7 +40,7 @@ static int batch_room(struct merge *m, bool data)
 	return m->batch ? 0 : wpt_layer_batch_get(m->w, &m->batch, true);
 }
 
-static int add_data(struct merge *m, const struct wpt_view_run *run)
+static int add_data(struct merge *m, const struct wpt_view_run *run, const uint8_t *data)
 {
 	uint32_t kind = run->r.kind == WPT_FMT_TORN ? WPT_ITEM_TORN : WPT_ITEM_DATA;
 	uint64_t at, nr;
@@ -51,50 +51,48 @@ static int add_data(struct merge *m, const struct wpt_view_run *run)
 		if (rc)
 			return rc;
 		nr = WPT_MIN((run->end - at) / WPT_PAGE, (uint64_t)(WPT_BATCH_PAGES - m->batch->nr_pages));
-		rc = wpt_chain_run_read(m->c, run, at, m->batch->data + (size_t)m->batch->nr_pages * WPT_PAGE, (size_t)nr * WPT_PAGE);
-		if (rc)
-			return rc;
+		memcpy(m->batch->data + (size_t)m->batch->nr_pages * WPT_PAGE, data + (size_t)(at - run->start), (size_t)nr * WPT_PAGE);
 		m->batch->items[m->batch->nr_items++] = (struct wpt_item){ at, nr, kind };
 		m->batch->nr_pages += (uint32_t)nr;
-		m->done += nr * WPT_PAGE;
-		if (m->o->progress && m->o->progress(m->o->arg, m->done, m->total))
-			return -ECANCELED;
 	}
 	return 0;
 }
 
 /* Pages that are zero need no mention in a full link. */
-static int add_run(struct merge *m, const struct wpt_view_run *run)
+static int add_run(struct merge *m, const struct wpt_view_run *run, const uint8_t *data)
 {
-	int rc;
+	int rc = 0;
 
-	if (run->view == WPT_VIEW_DATA)
-		return add_data(m, run);
-	if (run->view == WPT_VIEW_ZERO)
-		m->done += run->end - run->start;
-	if (run->view == WPT_VIEW_ZERO || run->view == WPT_VIEW_UNTRACKED)
+	if (run->view == WPT_VIEW_UNTRACKED)
 		return 0;
-	rc = batch_room(m, false);
-	if (rc)
-		return rc;
-	m->batch->items[m->batch->nr_items++] = (struct wpt_item){
-		run->start,
-		(run->end - run->start) / WPT_PAGE,
-		run->view == WPT_VIEW_GUARD ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE,
-	};
-	return 0;
+	if (run->view == WPT_VIEW_DATA) {
+		rc = add_data(m, run, data);
+	} else if (run->view != WPT_VIEW_ZERO) {
+		rc = batch_room(m, false);
+		if (!rc)
+			m->batch->items[m->batch->nr_items++] = (struct wpt_item){
+				run->start,
+				(run->end - run->start) / WPT_PAGE,
+				run->view == WPT_VIEW_GUARD ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE,
+			};
+	}
+	m->done += run->end - run->start;
+	if (!rc && m->o->progress && m->o->progress(m->o->arg, m->done, m->total))
+		rc = -ECANCELED;
+	return rc;
 }
 
 static int add_pages(struct merge *m)
 {
-	struct wpt_walker *walker = NULL;
+	struct wpt_gather *g = NULL;
 	struct wpt_view_run run;
+	const uint8_t *data;
 	int rc;
 
-	rc = wpt_walker_open(&walker, m->c, 0, UINT64_MAX);
-	while (!rc && (rc = wpt_walker_next(walker, &run)) > 0)
-		rc = add_run(m, &run);
-	wpt_walker_close(walker);
+	rc = wpt_gather_open(&g, m->c, 0, UINT64_MAX);
+	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0)
+		rc = add_run(m, &run, data);
+	wpt_gather_close(g);
 	return rc ? rc : batch_submit(m);
 }
 

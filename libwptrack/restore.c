@@ -40,58 +40,37 @@ static int report(struct job *j, uint64_t bytes)
 	return 0;
 }
 
-static int emit_data(struct job *j, const struct wpt_view_run *run, uint64_t from, uint64_t to, uint8_t *buf)
+static int emit_piece(struct job *j, const uint8_t *data, uint64_t from, uint64_t to)
 {
-	size_t len;
-	int rc;
+	int rc = j->emit(j->emit_arg, from - j->start, data, to - from);
 
-	for (; from < to; from += len) {
-		len = (size_t)WPT_MIN(to - from, (uint64_t)PIECE - (from & (PIECE - 1)));
-		rc = wpt_chain_run_read(j->chain, run, from, buf, len);
-		if (!rc)
-			rc = j->emit(j->emit_arg, from - j->start, buf, len);
-		if (!rc)
-			rc = report(j, len);
-		if (rc)
-			return rc;
-	}
-	return 0;
+	return rc ? rc : report(j, to - from);
 }
 
 static int job_run(struct job *j)
 {
-	struct wpt_walker *w = NULL;
+	/* The last page of the address space has no end address of its own; nothing is ever tracked there. */
+	const uint64_t limit = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
+	struct wpt_gather *g = NULL;
 	struct wpt_view_run run;
+	const uint8_t *data;
 	uint64_t from, to;
-	uint8_t *buf;
 	int rc;
 
 	if (j->start == j->end)
 		return 0;
-	buf = malloc(PIECE);
-	if (!buf)
-		return -ENOMEM;
-	/* The last page of the address space has no end address of its own; nothing is ever tracked there. */
-	to = j->end > UINT64_MAX - WPT_PAGE ? WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE) : WPT_ALIGN_UP(j->end, WPT_PAGE);
-	rc = wpt_walker_open(&w, j->chain, WPT_ALIGN_DOWN(j->start, WPT_PAGE), to);
-	while (!rc && (rc = wpt_walker_next(w, &run)) > 0) {
+	to = j->end > limit ? limit : WPT_ALIGN_UP(j->end, WPT_PAGE);
+	rc = wpt_gather_open(&g, j->chain, WPT_ALIGN_DOWN(j->start, WPT_PAGE), to);
+	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0) {
 		from = WPT_MAX(run.start, j->start);
 		to = WPT_MIN(run.end, j->end);
-		if (run.view == WPT_VIEW_DATA) {
-			rc = emit_data(j, &run, from, to, buf);
-			continue;
-		}
 		if (run.view == WPT_VIEW_UNREADABLE)
 			j->nr_unreadable += (run.end - run.start) / WPT_PAGE;
-		rc = j->emit(j->emit_arg, from - j->start, NULL, to - from);
-		if (!rc)
-			rc = report(j, to - from);
+		rc = emit_piece(j, data ? data + (size_t)(from - run.start) : NULL, from, to);
 	}
-	wpt_walker_close(w);
-	free(buf);
-	to = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
-	if (!rc && j->end > to)
-		rc = j->emit(j->emit_arg, WPT_MAX(to, j->start) - j->start, NULL, j->end - WPT_MAX(to, j->start));
+	wpt_gather_close(g);
+	if (!rc && j->end > limit)
+		rc = emit_piece(j, NULL, WPT_MAX(limit, j->start), j->end);
 	return rc;
 }
 

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #define WALK_HASHES 256u
+#define LARGE_READ ((size_t)4 << 20)
 
 struct wpt_reader *wpt_chain_reader(struct wpt_chain *c, uint32_t index)
 {
@@ -218,15 +219,59 @@ int wpt_chain_section(struct wpt_chain *c, uint32_t type, void **data, size_t *l
 	return -ENOENT;
 }
 
+/* [addr, end), which ends on or before the last page that has an end; *unreadable is set, never cleared. */
+static int read_small(struct wpt_chain *c, uint64_t addr, uint64_t end, uint8_t *out, bool *unreadable)
+{
+	struct wpt_walker *w = NULL;
+	struct wpt_view_run run;
+	uint64_t from, to;
+	int rc;
+
+	rc = wpt_walker_take(&w, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
+	while (!rc && (rc = wpt_walker_next(w, &run)) > 0) {
+		from = WPT_MAX(run.start, addr);
+		to = WPT_MIN(run.end, end);
+		rc = 0;
+		if (run.view == WPT_VIEW_DATA)
+			rc = wpt_chain_run_read(c, &run, from, out + (size_t)(from - addr), (size_t)(to - from));
+		else
+			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
+		*unreadable |= run.view == WPT_VIEW_UNREADABLE;
+	}
+	wpt_walker_give(w);
+	return rc;
+}
+
+static int read_large(struct wpt_chain *c, uint64_t addr, uint64_t end, uint8_t *out, bool *unreadable)
+{
+	struct wpt_gather *g = NULL;
+	struct wpt_view_run run;
+	const uint8_t *data;
+	uint64_t from, to;
+	int rc;
+
+	rc = wpt_gather_open(&g, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
+	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0) {
+		from = WPT_MAX(run.start, addr);
+		to = WPT_MIN(run.end, end);
+		rc = 0;
+		if (data)
+			memcpy(out + (size_t)(from - addr), data + (size_t)(from - run.start), (size_t)(to - from));
+		else
+			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
+		*unreadable |= run.view == WPT_VIEW_UNREADABLE;
+	}
+	wpt_gather_close(g);
+	return rc;
+}
+
 int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)
 {
 	/* The last page of the address space has no end address of its own, and nothing is tracked there. */
 	const uint64_t limit = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
-	struct wpt_walker *w = NULL;
-	struct wpt_view_run run;
 	bool unreadable = false;
-	uint64_t end, from, to;
 	uint8_t *out = buf;
+	uint64_t end, from;
 	int rc;
 
 	if (!len)
@@ -240,18 +285,7 @@ int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)
 		if (from == addr)
 			return 0;
 	}
-	rc = wpt_walker_take(&w, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
-	while (!rc && (rc = wpt_walker_next(w, &run)) > 0) {
-		from = WPT_MAX(run.start, addr);
-		to = WPT_MIN(run.end, end);
-		rc = 0;
-		if (run.view == WPT_VIEW_DATA)
-			rc = wpt_chain_run_read(c, &run, from, out + (size_t)(from - addr), (size_t)(to - from));
-		else
-			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
-		unreadable |= run.view == WPT_VIEW_UNREADABLE;
-	}
-	wpt_walker_give(w);
+	rc = (len < LARGE_READ ? read_small : read_large)(c, addr, end, out, &unreadable);
 	return rc ? rc : unreadable ? -WPT_E_UNREADABLE : 0;
 }
 

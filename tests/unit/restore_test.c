@@ -295,6 +295,88 @@ static void standard_output_gets_the_zeros_too(void **state)
 	free(want);
 }
 
+/* Every page of a large range has its own number in it; the second link changes every seventh, and a run that no frame holds whole. */
+static void a_large_range_is_gathered_piece_by_piece(void **state)
+{
+	const uint64_t nr = getenv("WPT_QUICK") ? 5000 : 40000, start = 0x7f0000000000;
+	struct wpt_layer_params p = { .full = true, .level = -5, .nr_threads = 2, .staging_bytes = 16 << 20 };
+	struct wpt_layer_range range = { start, start + nr * WPT_PAGE, WPT_KIND_ANON, 0, "large" };
+	uint8_t *bytes = NULL, *memory = calloc(nr, WPT_PAGE), page[WPT_PAGE];
+	struct wpt_chain *c = NULL;
+	size_t len = 0, n;
+	uint64_t i, number;
+	int link;
+
+	(void)state;
+	memset(p.identity.link_id, 1, 16);
+	for (link = 0; link < 2; link++) {
+		struct wpt_layer_writer *w = NULL;
+		struct wpt_layer_result result;
+		struct wpt_batch *b = NULL;
+		struct wpt_item *last;
+		struct wpt_sink *sink;
+		const void *data;
+
+		assert_int_equal(wpt_sink_memory(&sink, &data, &n), 0);
+		assert_int_equal(wpt_layer_writer_open(&w, sink, &p), 0);
+		for (i = 0; i < nr; i += link && i % 2048 > 700 ? 7 : 1) {
+			if (!b)
+				assert_int_equal(wpt_layer_batch_get(w, &b, true), 0);
+			memset(b->data + (size_t)b->nr_pages * WPT_PAGE, (int)(i + 1), 64);
+			memset(b->data + (size_t)b->nr_pages * WPT_PAGE + 64, 0, WPT_PAGE - 64);
+			number = i * 2 + (uint64_t)link;
+			memcpy(b->data + (size_t)b->nr_pages * WPT_PAGE + 8, &number, 8);
+			memcpy(memory + (size_t)i * WPT_PAGE, b->data + (size_t)b->nr_pages++ * WPT_PAGE, WPT_PAGE);
+			last = b->nr_items ? &b->items[b->nr_items - 1] : NULL;
+			if (last && last->addr + last->nr_pages * WPT_PAGE == start + i * WPT_PAGE)
+				last->nr_pages++;
+			else
+				b->items[b->nr_items++] = (struct wpt_item){ start + i * WPT_PAGE, 1, WPT_ITEM_DATA };
+			if (b->nr_pages < WPT_BATCH_PAGES && i + 7 < nr)
+				continue;
+			assert_int_equal(wpt_layer_batch_submit(w, b), 0);
+			b = NULL;
+		}
+		if (b)
+			assert_int_equal(wpt_layer_batch_submit(w, b), 0);
+		if (!link)
+			assert_int_equal(wpt_layer_ranges(w, &range, 1), 0);
+		assert_int_equal(wpt_layer_finish(w, 1, 1, &result), 0);
+		wpt_layer_writer_close(w);
+		assert_int_equal(sink->commit(sink), 0);
+		bytes = realloc(bytes, len + n);
+		memcpy(bytes + len, data, n);
+		len += n;
+		sink->close(sink);
+		memcpy(p.identity.parent_id, p.identity.link_id, 16);
+		memcpy(p.identity.parent_digest, result.digest, 16);
+		memset(p.identity.link_id, 2, 16);
+		p.identity.sequence++;
+		p.full = false;
+	}
+	assert_int_equal(wpt_chain_open_memory(&c, bytes, len), 0);
+	n = (size_t)nr * WPT_PAGE;
+	{
+		uint8_t *got = malloc(n);
+
+		memset(got, 0xcc, n);
+		assert_int_equal(wpt_chain_restore_memory(c, start, start + n, got, NULL), 0);
+		assert_memory_equal(got, memory, n);
+		memset(got, 0xcc, n);
+		assert_int_equal(wpt_chain_read(c, start + 5, got, n - 9), 0);
+		assert_memory_equal(got, memory + 5, n - 9);
+		assert_true(got[n - 9] == 0xcc);
+		free(got);
+	}
+	for (i = 0; i < nr; i += 997) {
+		assert_int_equal(wpt_chain_read(c, start + i * WPT_PAGE, page, WPT_PAGE), 0);
+		assert_memory_equal(page, memory + (size_t)i * WPT_PAGE, WPT_PAGE);
+	}
+	wpt_chain_close(c);
+	free(bytes);
+	free(memory);
+}
+
 /* Memory that holds the right bytes is made read-only: to write to it would kill the test. */
 static void memory_that_is_right_is_not_written_to(void **state)
 {
@@ -524,6 +606,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_exists_is_not_replaced, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_came_into_being_meanwhile_is_not_replaced, setup, teardown),
 		cmocka_unit_test_setup_teardown(standard_output_gets_the_zeros_too, setup, teardown),
+		cmocka_unit_test(a_large_range_is_gathered_piece_by_piece),
 		cmocka_unit_test_setup_teardown(memory_that_is_right_is_not_written_to, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_has_an_image_of_every_range, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_can_not_lead_out_of_the_folder, setup, teardown),
