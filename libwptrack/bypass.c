@@ -12,6 +12,8 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#define FRESH_NS 30000000ll /* a few ticks of the slowest clock */
+
 /* ---- files ---- */
 
 static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode)
@@ -102,6 +104,28 @@ static void file_changed(void *arg, int watch)
 	for (i = 0; i < t->files.count; i++)
 		if (watch == -1 || wpt_vec_at(&t->files, struct wpt_file, i)->watch == watch)
 			wpt_vec_at(&t->files, struct wpt_file, i)->changed = true;
+}
+
+/*
+ * A memfd tells nobody of pwrite(2) and of punched holes, but its time of change does, and private writes leave that alone (write faults of shared
+ * mappings don't, so it says nothing of those). A time as fresh as the look may hide another change in the same tick of the clock.
+ */
+static void note_times(struct wpt_tracker *t)
+{
+	struct timespec now;
+	struct wpt_file *file;
+	struct stat st;
+	size_t i;
+
+	clock_gettime(CLOCK_REALTIME_COARSE, &now);
+	for (i = 0; i < t->files.count; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->fd < 0 || !file->tmpfs || fstat(file->fd, &st) != 0)
+			continue;
+		file->times_changed = file->fresh || st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;
+		file->ctime = st.st_ctim;
+		file->fresh = (now.tv_sec - st.st_ctim.tv_sec) * 1000000000ll + (now.tv_nsec - st.st_ctim.tv_nsec) < FRESH_NS;
+	}
 }
 
 static void count_areas(struct wpt_look *l)
@@ -282,6 +306,7 @@ int wpt_look_bypasses(struct wpt_look *l)
 
 	count_areas(l);
 	note_untracked(l);
+	note_times(t);
 	err = wpt_target_poll(t->target, file_changed, t);
 	if (!err && !(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER))
 		err = inspect_files(l);
@@ -301,7 +326,7 @@ int wpt_look_bypasses(struct wpt_look *l)
 			a->reason = WPT_REASON_OTHER_WRITER;
 		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
 			a->reason = WPT_REASON_UNINSPECTABLE;
-		if (a->reason != WPT_REASON_NONE || (file && file->changed))
+		if (a->reason != WPT_REASON_NONE || (file && (file->changed || (a->private_file && file->times_changed))))
 			err = wpt_look_unknown(t, a->start, a->end);
 	}
 	if (!err)

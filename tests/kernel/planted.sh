@@ -27,7 +27,7 @@ result() { # OK NAME [WHY]
 
 # plant NAME FILE EDIT TEST ONLY SIGN: EDIT is a perl substitution on the whole file; TEST must then fail and print SIGN.
 plant() {
-	local name=$1 file=$2 edit=$3 test=$4 only=$5 sign=$6
+	local name=$1 file=$2 edit=$3 test=$4 only=$5 sign=$6 seed
 	rm -f "$work"/out "$work"/*.c "$work"/*.o "$work/test"
 	perl -0pe "$edit" "libwptrack/$file" >"$work/$file"
 	if cmp -s "libwptrack/$file" "$work/$file"; then
@@ -39,7 +39,12 @@ plant() {
 		result 1 "$name" "does not build"
 		return
 	fi
-	if WPT_SEED=7 WPT_ONLY=$only timeout 300 "$work/test" >"$work/out" 2>&1; then
+	# A window of microseconds is not hit by every run.
+	for seed in 7 8 9 10 11 12; do
+		WPT_SEED=$seed WPT_ONLY=$only timeout 300 "$work/test" >"$work/out" 2>&1 || break
+		seed=
+	done
+	if [ -z "$seed" ]; then
 		result 1 "$name" "was not noticed by $test ($only)"
 	elif ! grep -qE "$sign" "$work/out"; then
 		result 1 "$name" "failed otherwise than by '$sign'"
