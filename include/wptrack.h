@@ -69,7 +69,7 @@ enum wpt_error {
 	WPT_E_NOT_SNAPSHOT = 5012, /* this is not a snapshot file */
 	WPT_E_FEATURE = 5013,      /* the snapshot needs a feature that this version does not know */
 	WPT_E_CHAIN = 5014,        /* a link of the chain is missing, or is not the one its child was made from */
-	WPT_E_MISMATCH = 5015,     /* the chain is of another target (boot, pid, start time or program differ) */
+	WPT_E_MISMATCH = 5015,     /* the chain is of another target (boot, pid or start time differ) */
 	WPT_E_LOCKED = 5016,       /* another writer has the chain open */
 	WPT_E_STAGING = 5017,      /* the staging memory does not hold the dirty pages and the caller chose to refuse */
 	WPT_E_AMBIGUOUS = 5018,    /* a name or an id prefix fits several */
@@ -249,7 +249,7 @@ struct wpt_range_info {
 
 /*
  * Call `each` for every piece, in order of address, skipped ones included, as of the last look (the last link or arm, else
- * now). A non-zero return of `each` ends the walk and is returned. Threads: any. Since 0.1.
+ * now). A non-zero return of `each` ends the walk and is returned; it must not call functions of the tracker. Threads: any. Since 0.1.
  */
 WPT_API int wpt_range_list(struct wpt_tracker *t, int (*each)(void *arg, const struct wpt_range_info *info), void *arg);
 
@@ -286,7 +286,7 @@ struct wpt_run {
 /*
  * Report the state of all pages of [start, end) that are tracked, as runs in order of address; runs of the same state are
  * merged within a mapping; clean pages are left out. A non-zero return of `each` ends the scan and is returned; with
- * WPT_SCAN_REARM pages that were re-protected but not yet reported are then reported by the next scan.
+ * WPT_SCAN_REARM pages that were re-protected but not yet reported are then reported by the next scan. `each` must not remove ranges.
  * start = 0, end = UINT64_MAX: everything. Errors: WPT_E_GONE, WPT_E_FORKED, -ENOMEM.
  * Threads: any number of read-only scans at once, ranges may be added and removed meanwhile; REARM one at a time, and not
  * while a writer is open on the tracker (-EBUSY). Cost: 0.5 ms per GiB of clean memory. Since 0.1.

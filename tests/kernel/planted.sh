@@ -89,6 +89,9 @@ plant 'other processes that write are not looked for' bypass.c \
 plant 'a failed link loses the dirty set' snapshot.c \
 	's/if \(err\)\n\t\t\twpt_ledger_rollback\(w->t->ledger\);/if (err)\n\t\t\twpt_ledger_commit(w->t->ledger);/' \
 	snapshot_test '' 'FAILED'
+plant "a memfd's time of change is not asked" bypass.c \
+	's/file->times_changed = .*?;/file->times_changed = false;/' \
+	bypass_test '' 'private_mapping_of_a_file_that_changes'
 plant 'pinned buffers are not looked for' bypass.c \
 	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
 	bypass_test '' 'io_uring_fixed_buffers'
