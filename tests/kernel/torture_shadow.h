@@ -180,6 +180,14 @@ static void shadow_page(struct shadow *s, struct area *a, struct shadow_area *sa
 	case SHADOW_GUARD:
 	case SHADOW_FILE:
 		n = v->ino && fd >= 0 ? pread(fd, to, TP, (off_t)(v->offset + (addr - v->start))) : 0;
+		/* The last page of a file that ends within it: behind the end a page that is mapped can hold what the file has not. */
+		if (n > 0 && n < (ssize_t)TP && sa->class[i] == SHADOW_FILE) {
+			memset(to + n, 0, TP - (size_t)n);
+			if (sa->pagemap[i] & PM_PRESENT && pread(s->mem, to, TP, (off_t)addr) != (ssize_t)TP)
+				sa->class[i] = SHADOW_UNREADABLE;
+			else
+				n = (ssize_t)TP;
+		}
 		if (n != (ssize_t)TP && sa->class[i] == SHADOW_FILE)
 			sa->class[i] = n < 0 ? SHADOW_UNREADABLE : SHADOW_BEHIND_END;
 		break;
