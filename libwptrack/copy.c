@@ -489,6 +489,54 @@ static int emit_private(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
+static bool holes_are_certain(const struct wpt_copy *c)
+{
+	return wpt_vec_at(&c->t->files, struct wpt_file, c->area->file)->tmpfs;
+}
+
+/*
+ * Zeros; but on a disk there may seem to be a hole for the moment in which blocks are allocated. What was written there, and what the chain
+ * shows as something else, is read from the file.
+ */
+static int add_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, nonzero, taken, taken_end, stop;
+	enum wpt_known known;
+	int err = 0;
+
+	if (holes_are_certain(c))
+		return add_zero(c, start, end);
+	while (!err) {
+		nonzero = wpt_ledger_next_nonzero(c->t->ledger, at, end, &known);
+		taken = wpt_ledger_next_taken(c->t->ledger, at, end, &taken_end);
+		at = WPT_MIN(nonzero, taken);
+		if (at >= end)
+			break;
+		stop = taken_end;
+		if (nonzero < taken)
+			for (stop = at + WPT_PAGE; stop < taken && wpt_ledger_known(c->t->ledger, stop) != WPT_KNOWN_ZERO;)
+				stop += WPT_PAGE;
+		err = add_from_file(c, area_fd(c), at, stop);
+		at = stop;
+	}
+	return err;
+}
+
+/* Where data begins; the end of the file's offsets if there is none; -errno. */
+static off_t seek_data(const struct wpt_copy *c, off_t offset)
+{
+	off_t data = lseek(area_fd(c), offset, SEEK_DATA), again;
+
+	if (data < 0 && errno != ENXIO)
+		return -errno;
+	if (data < 0)
+		data = INT64_MAX;
+	if (holes_are_certain(c) || data == offset)
+		return data;
+	again = lseek(area_fd(c), offset, SEEK_DATA);
+	return again < 0 ? data : WPT_MIN(data, again);
+}
+
 /* A hole of the file: zero, but for pages of a private mapping that are COWed. */
 static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
@@ -496,10 +544,10 @@ static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 	int err = 0;
 
 	if (!c->area->private_file)
-		return add_zero(c, start, end);
+		return add_hole(c, start, end);
 	while (at < end && !err) {
 		cowed = wpt_ledger_next_cowed(c->t->ledger, at, end, &cowed_end);
-		err = add_zero(c, at, cowed);
+		err = add_hole(c, at, cowed);
 		if (!err && cowed < end)
 			err = for_candidates(c, cowed, cowed_end, add_mapped);
 		at = cowed < end ? cowed_end : end;
@@ -515,10 +563,10 @@ static int copy_file(struct wpt_copy *c)
 	off_t data, hole;
 
 	while (at < a->end && !err) {
-		data = lseek(fd, (off_t)(a->offset + (at - a->start)), SEEK_DATA);
-		if (data < 0 && errno != ENXIO)
+		data = seek_data(c, (off_t)(a->offset + (at - a->start)));
+		if (data < 0)
 			return for_candidates(c, at, a->end, a->private_file ? emit_private : emit_shared);
-		if (data < 0 || (uint64_t)data >= end_offset)
+		if ((uint64_t)data >= end_offset)
 			return copy_hole(c, at, a->end);
 		hole = lseek(fd, data, SEEK_HOLE);
 		data_addr = WPT_MAX(at, WPT_ALIGN_DOWN(a->start + ((uint64_t)data - a->offset), WPT_PAGE));
