@@ -55,7 +55,8 @@ line_with()
 }
 
 @test "a command that is not there: 127; one that can't be executed: 126" {
-	try "$WPSNAP" run -o d -- no-such-command-here
+	# a folder on the path that may not be searched would make it 126
+	PATH=/usr/bin:/bin try "$WPSNAP" run -o d -- no-such-command-here
 	exits 127
 	says "cannot execute 'no-such-command-here': No such file or directory"
 	messages_are_ours

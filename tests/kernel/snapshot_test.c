@@ -106,6 +106,13 @@ static void wait_until_settled(int fd)
 	} while ((now.tv_sec - st.st_ctim.tv_sec) * 1000 + (now.tv_nsec - st.st_ctim.tv_nsec) / 1000000 < 100);
 }
 
+static bool has_map_files(void)
+{
+	struct wpt_probe p = { .size = sizeof(p) };
+
+	return wpt_probe(&p) == 0 && p.features & WPT_F_MAP_FILES;
+}
+
 static void kind_base_and_increments(void **state)
 {
 	enum kind kind = (enum kind)*(uintptr_t *)*state;
@@ -118,6 +125,11 @@ static void kind_base_and_increments(void **state)
 	char *m = map_kind(kind, &fd);
 	if (!m) {
 		print_message("# skip: needs a free huge page of 2 MiB: /proc/sys/vm/nr_hugepages\n");
+		skip();
+	}
+	if (kind == SHARED_ANON && !has_map_files()) {
+		print_message("# skip: needs CAP_CHECKPOINT_RESTORE: the file of shared anonymous memory is reached through map_files only\n");
+		munmap(m, BYTES);
 		skip();
 	}
 	fix_fill(m, BYTES / 2, 1);

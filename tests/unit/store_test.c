@@ -597,23 +597,31 @@ static void a_failed_write_is_final(void **state)
 
 #define DISK_PAGES 24u
 
+static void write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text))
+		fprintf(stderr, "# %s: %s\n", path, strerror(errno));
+	if (fd >= 0)
+		close(fd);
+}
+
 static int mount_small_disk(void)
 {
 	uid_t uid = getuid();
+	gid_t gid = getgid();
 	char map[64];
-	int fd;
 
 	if (unshare(CLONE_NEWNS)) {
 		if (unshare(CLONE_NEWUSER | CLONE_NEWNS))
 			return -errno;
-		fd = open("/proc/self/uid_map", O_WRONLY | O_CLOEXEC);
-		if (fd >= 0) {
-			int len = snprintf(map, sizeof(map), "0 %u 1", uid);
-
-			if (write(fd, map, (size_t)len) != len)
-				fprintf(stderr, "# uid_map: %s\n", strerror(errno));
-			close(fd);
-		}
+		/* Files of a user or a group that the namespace does not know can't be created. */
+		write_text("/proc/self/setgroups", "deny");
+		snprintf(map, sizeof(map), "0 %u 1", uid);
+		write_text("/proc/self/uid_map", map);
+		snprintf(map, sizeof(map), "0 %u 1", gid);
+		write_text("/proc/self/gid_map", map);
 	}
 	if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL))
 		return -errno;
