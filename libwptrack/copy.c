@@ -34,9 +34,13 @@ static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
 	return b->data + (size_t)page * WPT_PAGE;
 }
 
+static const struct wpt_scan_match *match_of(const struct wpt_area *a)
+{
+	return a->kind == WPT_KIND_ANON && !a->exact ? &wpt_match_dirty : &wpt_match_written;
+}
+
 static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *at, uint64_t *run_end)
 {
-	const struct wpt_scan_match *match = c->area->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
 	struct wpt_page_region run;
 	int got;
 
@@ -44,7 +48,7 @@ static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint6
 		*at = wpt_ledger_next_dirty(c->t->ledger, start, end, run_end);
 		return *at < end;
 	}
-	wpt_scan_start(&c->check, start, end, match, false);
+	wpt_scan_start(&c->check, start, end, match_of(c->area), false);
 	got = wpt_scan_next(&c->check, &run);
 	if (got == 0)
 		return false;
@@ -56,11 +60,10 @@ static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint6
 /* What the kernel forgets here stays in the taken or unknown pages of this link. */
 static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
-	const struct wpt_scan_match *match = c->area->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
-	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE;
+	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE && !c->area->exact;
 	struct wpt_page_region run;
 
-	wpt_scan_start(&c->check, start, end, private ? &wpt_match_private_file : match, true);
+	wpt_scan_start(&c->check, start, end, private ? &wpt_match_private_file : match_of(c->area), true);
 	while (wpt_scan_next(&c->check, &run) > 0)
 		if (private)
 			wpt_tracker_note_cowed(c->t, &run);
@@ -415,16 +418,22 @@ static int copy_swapped(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
-/* Memory that no file is behind: what is not populated is zero. */
-static int copy_anon(struct wpt_copy *c)
+/* What of a mapping is read through it. A huge page is never in swap: what looks so is a marker, and reading it would allocate one. */
+static const struct wpt_scan_match *match_own(const struct wpt_area *a)
 {
 	static const struct wpt_scan_match present = { .mask = PAGE_IS_PRESENT };
-	const struct wpt_area *a = c->area;
+
+	return a->kind == WPT_KIND_HUGETLB_PRIVATE ? &present : &wpt_match_populated;
+}
+
+/* Memory that no file is behind: what is not populated is zero. */
+static int copy_anon(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
 	struct wpt_page_region run;
-	uint64_t at = a->start;
+	uint64_t at = start;
 	int got, err = 0;
 
-	wpt_scan_start_any(&c->outer, a->start, a->end, a->kind == WPT_KIND_HUGETLB_PRIVATE ? &present : &wpt_match_populated);
+	wpt_scan_start_any(&c->outer, start, end, match_own(c->area));
 	while (!err && (got = wpt_scan_next(&c->outer, &run)) > 0) {
 		err = add_zero(c, at, run.start);
 		if (!err && run.categories & PAGE_IS_SWAPPED)
@@ -435,9 +444,9 @@ static int copy_anon(struct wpt_copy *c)
 	}
 	/* A kernel that can't tell (a reported area is tracked without its help): everything may be there. */
 	if (!err && got == -ENOTTY)
-		return for_candidates(c, at, a->end, add_mapped);
+		return for_candidates(c, at, end, add_mapped);
 	if (!err)
-		err = got < 0 ? got : add_zero(c, at, a->end);
+		err = got < 0 ? got : add_zero(c, at, end);
 	return err;
 }
 
@@ -449,6 +458,30 @@ static int area_fd(const struct wpt_copy *c)
 static int emit_shared(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	return add_from_file(c, area_fd(c), start, end);
+}
+
+/*
+ * As emit_private below, where no list is kept of what is COWed: whatever is populated is read through the mapping. A marker looks as if it
+ * were in swap; reading it so is right too, and maps a page of the file.
+ */
+static int emit_private_exact(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	uint64_t at = start;
+	int got = 0, err = 0;
+
+	wpt_scan_start_any(&c->inner, start, end, match_own(c->area));
+	while (!err && (got = wpt_scan_next(&c->inner, &run)) > 0) {
+		err = add_from_file(c, area_fd(c), at, run.start);
+		if (run.categories & PAGE_IS_SWAPPED)
+			c->swapped_in += (run.end - run.start) / WPT_PAGE;
+		if (!err)
+			err = add_mapped(c, run.start, run.end);
+		at = run.end;
+	}
+	if (!err)
+		err = got < 0 ? got : add_from_file(c, area_fd(c), at, end);
+	return err;
 }
 
 /*
@@ -537,6 +570,24 @@ static off_t seek_data(const struct wpt_copy *c, off_t offset)
 	return again < 0 ? data : WPT_MIN(data, again);
 }
 
+static int copy_hole_exact(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	uint64_t at = start;
+	int got = 0, err = 0;
+
+	wpt_scan_start_any(&c->inner, start, end, match_own(c->area));
+	while (!err && (got = wpt_scan_next(&c->inner, &run)) > 0) {
+		err = add_hole(c, at, run.start);
+		if (!err)
+			err = for_candidates(c, run.start, run.end, add_mapped);
+		at = run.end;
+	}
+	if (!err)
+		err = got < 0 ? got : add_hole(c, at, end);
+	return err;
+}
+
 /* A hole of the file: zero, but for pages of a private mapping that are COWed. */
 static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
@@ -545,6 +596,8 @@ static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 
 	if (!c->area->private_file)
 		return add_hole(c, start, end);
+	if (c->area->exact)
+		return copy_hole_exact(c, start, end);
 	while (at < end && !err) {
 		cowed = wpt_ledger_next_cowed(c->t->ledger, at, end, &cowed_end);
 		err = add_hole(c, at, cowed);
@@ -555,42 +608,92 @@ static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
-static int copy_file(struct wpt_copy *c)
+/* How written pages are read where their file has data. */
+static int (*emit_of(const struct wpt_area *a))(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	if (!a->private_file)
+		return emit_shared;
+	return a->exact ? emit_private_exact : emit_private;
+}
+
+static int copy_file(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	const struct wpt_area *a = c->area;
-	uint64_t at = a->start, data_addr, hole_addr, end_offset = a->offset + (a->end - a->start);
+	uint64_t at = start, data_addr, hole_addr, end_offset = a->offset + (end - a->start);
 	int fd = area_fd(c), err = 0;
 	off_t data, hole;
 
-	while (at < a->end && !err) {
+	while (at < end && !err) {
 		data = seek_data(c, (off_t)(a->offset + (at - a->start)));
 		if (data < 0)
-			return for_candidates(c, at, a->end, a->private_file ? emit_private : emit_shared);
+			return for_candidates(c, at, end, emit_of(a));
 		if ((uint64_t)data >= end_offset)
-			return copy_hole(c, at, a->end);
+			return copy_hole(c, at, end);
 		hole = lseek(fd, data, SEEK_HOLE);
 		data_addr = WPT_MAX(at, WPT_ALIGN_DOWN(a->start + ((uint64_t)data - a->offset), WPT_PAGE));
 		hole_addr = hole < 0 || (uint64_t)hole >= end_offset ?
-				    a->end :
+				    end :
 				    WPT_ALIGN_UP(a->start + ((uint64_t)hole - a->offset), WPT_PAGE);
 		err = copy_hole(c, at, data_addr);
 		if (!err)
-			err = for_candidates(c, data_addr, hole_addr, a->private_file ? emit_private : emit_shared);
+			err = for_candidates(c, data_addr, hole_addr, emit_of(a));
 		at = hole_addr;
 	}
 	return err;
 }
 
-static int copy_area(struct wpt_copy *c)
+static bool is_anon(const struct wpt_area *a)
+{
+	return !a->backed || (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file);
+}
+
+static int copy_span(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	const struct wpt_area *a = c->area;
 
-	if (!a->backed || (a->kind == WPT_KIND_HUGETLB_PRIVATE && !a->private_file))
-		return copy_anon(c);
+	if (is_anon(a))
+		return copy_anon(c, start, end);
 	/* Reported private pages are not known to be COWed or not, and files that can't be had leave no other way. */
 	if (a->file < 0 || (a->kind == WPT_KIND_REPORTED && a->private_file))
-		return for_candidates(c, a->start, a->end, add_mapped);
-	return copy_file(c);
+		return for_candidates(c, start, end, add_mapped);
+	return copy_file(c, start, end);
+}
+
+/* Written pages of an exact area: few and scattered, so holes of the file are not looked for but read as the zeros they are. */
+static int copy_written(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t dirty = c->pages_dirty + (end - start) / WPT_PAGE;
+	int err;
+
+	if (is_anon(c->area))
+		err = copy_anon(c, start, end);
+	else
+		err = c->area->file < 0 ? add_mapped(c, start, end) : emit_of(c->area)(c, start, end);
+	c->pages_dirty = dirty; /* those that are gone included */
+	return err;
+}
+
+/* Nothing is looked at but what is written or must be compared. */
+static int copy_exact(struct wpt_copy *c)
+{
+	const struct wpt_area *a = c->area;
+	uint64_t at = a->start, unknown, unknown_end, taken, taken_end;
+	int err = 0;
+
+	while (at < a->end && !err) {
+		unknown = next_unknown(c, at, a->end, &unknown_end);
+		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
+		if (taken < unknown) {
+			err = copy_written(c, taken, taken_end);
+			at = taken_end;
+		} else if (unknown < a->end) {
+			err = copy_span(c, unknown, unknown_end);
+			at = unknown_end;
+		} else {
+			break;
+		}
+	}
+	return err;
 }
 
 int wpt_copy_run(struct wpt_copy *c)
@@ -607,7 +710,7 @@ int wpt_copy_run(struct wpt_copy *c)
 		if (c->area->skipped)
 			continue;
 		c->pages_tracked += (c->area->end - c->area->start) / WPT_PAGE;
-		err = copy_area(c);
+		err = c->area->exact ? copy_exact(c) : copy_span(c, c->area->start, c->area->end);
 		/* The check for torn pages goes by the area. */
 		if (!err && c->check_torn) {
 			err = pieces_flush(c);

@@ -20,17 +20,27 @@ int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end)
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0 ? 0 : -errno;
 }
 
-int wpt_kern_protect(int uffd, uint64_t start, uint64_t end)
+static int writeprotect(int uffd, uint64_t start, uint64_t end, uint64_t mode)
 {
 	struct uffdio_writeprotect wp = {
 		.range = { .start = start, .len = end - start },
-		.mode = UFFDIO_WRITEPROTECT_MODE_WP,
+		.mode = mode,
 	};
 
 	while (ioctl(uffd, UFFDIO_WRITEPROTECT, &wp) != 0)
 		if (errno != EAGAIN && errno != EINTR)
 			return -errno;
 	return 0;
+}
+
+int wpt_kern_protect(int uffd, uint64_t start, uint64_t end)
+{
+	return writeprotect(uffd, start, end, UFFDIO_WRITEPROTECT_MODE_WP);
+}
+
+int wpt_kern_unprotect(int uffd, uint64_t start, uint64_t end)
+{
+	return writeprotect(uffd, start, end, 0);
 }
 
 int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg)

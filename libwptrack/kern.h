@@ -19,10 +19,23 @@ int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end);
 /* UFFDIO_WRITEPROTECT: also leaves markers where nothing is mapped. For the first arm, or while the target is stopped. */
 int wpt_kern_protect(int uffd, uint64_t start, uint64_t end);
 
+/*
+ * The opposite: all of it is written. With WP_WRITTEN this leaves markers where nothing is mapped, which a later protect turns into clean
+ * ones: a place in a page table that a punched hole can be noted in.
+ */
+int wpt_kern_unprotect(int uffd, uint64_t start, uint64_t end);
+
 /* One PAGEMAP_SCAN; arg->size is set here. Number of regions, or -errno. EINTR is retried. */
 int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg);
 
-/* The part of wpt_probe() that a tracker needs: what of userfaultfd and PAGEMAP_SCAN works; hugetlb only if its page size is given. */
-int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size);
+/*
+ * The part of wpt_probe() that a tracker needs: what of userfaultfd and PAGEMAP_SCAN works; hugetlb only if its page size is given. *differs:
+ * what a kernel that offers WP_WRITTEN does otherwise than described, so that it is not used; else NULL.
+ */
+int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size, const char **differs);
+
+/* NULL if WP_WRITTEN does on scratch memory what it promises, else what it does not. The second: on huge pages, true where none is free. */
+const char *wpt_probe_written(void);
+const char *wpt_probe_written_hugetlb(uint64_t hugepage_size);
 
 #endif

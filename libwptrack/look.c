@@ -7,6 +7,7 @@
 #include "look.h"
 #include "page.h"
 
+#include <unistd.h>
 #include <urcu-bp.h>
 
 #define ARM_SLICE ((uint64_t)16 << 20)
@@ -110,6 +111,23 @@ static void area_skip(struct wpt_area *a, enum wpt_range_reason reason)
 	a->reason = reason;
 }
 
+/* Whether what is written is all that is dirty. A kernel may have WP_WRITTEN for some kinds of memory only. */
+static bool area_is_exact(struct wpt_tracker *t, const struct wpt_area *a)
+{
+	const char *differs;
+
+	if (!t->exact || a->skipped || a->kind == WPT_KIND_REPORTED)
+		return false;
+	if (a->kind != WPT_KIND_HUGETLB_PRIVATE && a->kind != WPT_KIND_HUGETLB_SHARED)
+		return true;
+	if (!t->huge_tried) {
+		differs = wpt_probe_written_hugetlb(a->page_size);
+		t->huge_tried = true;
+		t->huge_exact = !differs;
+	}
+	return t->huge_exact;
+}
+
 static void area_classify(struct wpt_look *l, struct wpt_area *a, const struct wpt_map *map, const char *name)
 {
 	const struct wpt_file *file;
@@ -144,6 +162,7 @@ static void area_classify(struct wpt_look *l, struct wpt_area *a, const struct w
 		area_skip(a, WPT_REASON_UNSUPPORTED);
 	if (l->t->backend == WPT_BACKEND_REPORTED && !a->skipped)
 		a->kind = WPT_KIND_REPORTED;
+	a->exact = area_is_exact(l->t, a);
 }
 
 static int area_add(struct wpt_look *l, const struct wpt_map *map, uint64_t start, uint64_t end, const struct wpt_range_entry *entry)
@@ -216,6 +235,7 @@ static int plan_build(struct wpt_look *l)
 
 /* ---- arming ---- */
 
+/* Kinds of which each place has a page or a marker, from the first arm on: without WP_WRITTEN that is needed to see a zap. */
 static bool has_markers(const struct wpt_area *a)
 {
 	return a->kind == WPT_KIND_SHMEM || a->kind == WPT_KIND_FILE_SHARED || a->kind == WPT_KIND_FILE_PRIVATE;
@@ -307,6 +327,49 @@ static int protect_markers(struct wpt_look *l, uint64_t start, uint64_t end)
 	return err;
 }
 
+/*
+ * A hole that is punched where the target has neither page nor marker leaves no trace. Of files whose changes nobody reports (memfd, shared
+ * anonymous memory, hugetlb) whatever holds data gets markers, which then are protected as if they were pages: page tables for the data,
+ * not for the range. What is added to the file later is mapped by who writes it, or bypasses the mapping.
+ */
+static int lay_markers(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	int fd = a->file < 0 ? -1 : wpt_vec_at(&l->t->files, struct wpt_file, a->file)->fd, err = 0;
+	uint64_t at = start, to, stop;
+	off_t data, hole;
+
+	while (at < end && !err && fd >= 0) {
+		data = lseek(fd, (off_t)(a->offset + (at - a->start)), SEEK_DATA);
+		if (data < 0 && errno == ENXIO)
+			return 0;
+		hole = data < 0 ? -1 : lseek(fd, data, SEEK_HOLE);
+		if (data >= 0)
+			at = WPT_MAX(at, a->start + WPT_ALIGN_DOWN((uint64_t)data - a->offset, a->page_size));
+		to = hole < 0 ? end : WPT_MIN(end, a->start + WPT_ALIGN_UP((uint64_t)hole - a->offset, a->page_size));
+		for (; at < to && !err; at = stop) {
+			stop = l->stopped ? to : WPT_MIN(to, at + WPT_MAX(ARM_SLICE, a->page_size));
+			err = wpt_kern_unprotect(wpt_target_uffd(l->t->target), at, stop);
+		}
+	}
+	return err;
+}
+
+/* Nothing is populated, wherever that is not asked for here. */
+static int protect_exact(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	if (a->kind == WPT_KIND_SHMEM || a->kind == WPT_KIND_HUGETLB_SHARED)
+		err = lay_markers(l, a, start, end);
+	if (err)
+		return err;
+	wpt_scan_start(&l->t->scan, start, end, &wpt_match_written, true);
+	while ((got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		;
+	return got;
+}
+
 /* Registers and protects [start, end) of the area, which becomes unknown; or the area is skipped. */
 static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
 {
@@ -321,7 +384,9 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	if (err == -ESRCH || err == -WPT_E_GONE)
 		return -WPT_E_GONE;
 	if (err == 0) {
-		if (a->kind == WPT_KIND_FILE_PRIVATE)
+		if (a->exact)
+			err = protect_exact(l, a, start, end);
+		else if (a->kind == WPT_KIND_FILE_PRIVATE)
 			err = protect_private_file(l, start, end);
 		else
 			err = has_markers(a) ? protect_markers(l, start, end) : protect_present(l, start, end);
@@ -409,6 +474,18 @@ static int collect_matching(struct wpt_look *l, uint64_t start, uint64_t end, co
 	return err ? err : got;
 }
 
+/* What is written, and protected again in the same instant. */
+static int collect_written(struct wpt_look *l, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	wpt_scan_start(&l->t->scan, start, end, &wpt_match_written, true);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		err = wpt_ledger_dirty(l->t->ledger, run.start, run.end);
+	return err ? err : got;
+}
+
 static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
@@ -419,6 +496,8 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 
 	if (a->kind == WPT_KIND_REPORTED)
 		return 0;
+	if (a->exact)
+		return collect_written(l, start, end);
 	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */
 	if (a->kind == WPT_KIND_FILE_PRIVATE) {
 		err = collect_uncowed(l, start, end);
@@ -450,7 +529,7 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 /* Whether the old plan's area already tracks the new one's memory, as far as mappings tell; the kernel's check decides. */
 static bool same_memory(const struct wpt_area *o, const struct wpt_area *a)
 {
-	return o->armed && !o->skipped && o->kind == a->kind && o->file == a->file &&
+	return o->armed && !o->skipped && o->kind == a->kind && o->exact == a->exact && o->file == a->file &&
 	       (a->file < 0 || o->offset - o->start == a->offset - a->start);
 }
 

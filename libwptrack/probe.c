@@ -327,7 +327,7 @@ static uint32_t probe_tracking(struct prober *pr, uint64_t huge)
 	return features;
 }
 
-int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size)
+int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size, const char **differs)
 {
 	struct prober pr = { .uffd = -1, .page = (size_t)sysconf(_SC_PAGESIZE) };
 
@@ -336,6 +336,14 @@ int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size)
 		return -errno;
 	*features = probe_uffd(&pr);
 	*features |= probe_tracking(&pr, hugepage_size);
+	*differs = NULL;
+	if (*features & WPT_F_ASYNC && pr.uffd_features & UFFD_FEATURE_WP_WRITTEN) {
+		*differs = wpt_probe_written();
+		if (!*differs && *features & WPT_F_WP_HUGETLB)
+			*differs = wpt_probe_written_hugetlb(hugepage_size);
+		if (!*differs)
+			*features |= WPT_F_WP_WRITTEN;
+	}
 	if (pr.uffd >= 0)
 		close(pr.uffd);
 	close(pr.pagemap);
@@ -345,6 +353,7 @@ int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size)
 int wpt_probe(struct wpt_probe *p)
 {
 	struct wpt_probe found = { .size = sizeof(found) };
+	const char *differs;
 	struct utsname name;
 	int err;
 
@@ -352,7 +361,7 @@ int wpt_probe(struct wpt_probe *p)
 	found.hugepage_size = hugepage_bytes();
 	if (uname(&name) == 0)
 		snprintf(found.kernel, sizeof(found.kernel), "%.20s %.40s", name.sysname, name.release);
-	err = wpt_probe_kernel(&found.features, found.hugepage_size);
+	err = wpt_probe_kernel(&found.features, found.hugepage_size, &differs);
 	if (err)
 		return err;
 	found.features |= try_ptrace();

@@ -68,7 +68,7 @@ void wpt_target_close(struct wpt_target *t)
 }
 
 /* WP_ASYNC implies what it needs; the two others are asked for where the kernel has them, for shared memory and unprotected holes. */
-static int uffd_handshake(int fd)
+static int uffd_handshake(int fd, enum wpt_uffd uffd)
 {
 	static const uint64_t wishes[] = {
 		UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
@@ -80,23 +80,25 @@ static int uffd_handshake(int fd)
 	for (i = 0; i < WPT_ARRAY_SIZE(wishes); i++) {
 		memset(&api, 0, sizeof(api));
 		api.api = UFFD_API;
-		api.features = wishes[i];
+		api.features = wishes[i] | (uffd == WPT_UFFD_WRITTEN ? UFFD_FEATURE_WP_WRITTEN : 0);
 		if (!wpt_sys(SYS_ioctl, fd, UFFDIO_API, &api))
 			return 0;
 	}
 	return -WPT_E_UNSUPPORTED;
 }
 
-static int uffd_self(void)
+static int uffd_self(enum wpt_uffd uffd)
 {
 	int fd, rc;
 
+	if (uffd == WPT_UFFD_NONE)
+		return -WPT_E_UNSUPPORTED;
 	fd = (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (fd == -EINVAL)
 		fd = (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd < 0)
 		return fd == -ENOSYS ? -WPT_E_UNSUPPORTED : fd;
-	rc = uffd_handshake(fd);
+	rc = uffd_handshake(fd, uffd);
 	if (rc)
 		wpt_fd_close(&fd);
 	return rc ? rc : fd;
@@ -201,7 +203,7 @@ static int open_memory(struct wpt_target *t)
 	return rc ? rc : o.rc;
 }
 
-int wpt_target_self(struct wpt_target **out, const struct wpt_log *log)
+int wpt_target_self(struct wpt_target **out, enum wpt_uffd uffd, const struct wpt_log *log)
 {
 	struct wpt_proc_stat st;
 	struct wpt_target *t;
@@ -226,7 +228,7 @@ int wpt_target_self(struct wpt_target **out, const struct wpt_log *log)
 	rc = WPT_MIN(WPT_MIN(t->mem, t->pagemap), t->maps);
 	if (rc < 0)
 		goto fail;
-	t->uffd = uffd_self();
+	t->uffd = uffd_self(uffd);
 	*out = t;
 	return 0;
 fail:
@@ -234,14 +236,14 @@ fail:
 	return rc;
 }
 
-static int attach_uffd(struct wpt_target *t, uint64_t deadline)
+static int attach_uffd(struct wpt_target *t, enum wpt_uffd uffd, uint64_t deadline)
 {
 	int rc;
 
 	t->uffd = wpt_target_inject(t, deadline);
 	if (t->uffd < 0)
 		return t->uffd;
-	rc = uffd_handshake(t->uffd);
+	rc = uffd_handshake(t->uffd, uffd);
 	return rc ? rc : wpt_target_alive(t);
 }
 
@@ -281,7 +283,7 @@ static int attach_open(struct wpt_target *t, pid_t pid)
 	return wpt_target_alive(t);
 }
 
-static int attach_once(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log)
+static int attach_once(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, enum wpt_uffd uffd, const struct wpt_log *log)
 {
 	struct wpt_target *t;
 	int rc;
@@ -291,8 +293,8 @@ static int attach_once(struct wpt_target **out, pid_t pid, uint32_t stop_timeout
 		return rc;
 	t->stop_timeout_ms = stop_timeout_ms ? stop_timeout_ms : 100;
 	rc = attach_open(t, pid);
-	if (!rc && uffd)
-		rc = attach_uffd(t, wpt_now_ns() + t->stop_timeout_ms * UINT64_C(1000000));
+	if (!rc && uffd != WPT_UFFD_NONE)
+		rc = attach_uffd(t, uffd, wpt_now_ns() + t->stop_timeout_ms * UINT64_C(1000000));
 	if (rc) {
 		wpt_target_close(t);
 		return rc;
@@ -302,7 +304,7 @@ static int attach_once(struct wpt_target **out, pid_t pid, uint32_t stop_timeout
 }
 
 /* A process that executes a program just now is tried again: it is there, and the new program is what to attach to. */
-int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log)
+int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, enum wpt_uffd uffd, const struct wpt_log *log)
 {
 	const struct timespec pause = { 0, 500000 };
 	struct wpt_proc_stat st;

@@ -13,14 +13,18 @@
 
 struct wpt_target;
 
-/* The own process. Opens pagemap, mem, a userfaultfd (user mode only suffices; asks for WP_ASYNC | WP_UNPOPULATED and what they need). */
-int wpt_target_self(struct wpt_target **out, const struct wpt_log *log);
+/* What the target's userfaultfd is asked for. */
+enum wpt_uffd {
+	WPT_UFFD_NONE = 0,    /* there is none: the target is only read */
+	WPT_UFFD_ASYNC = 1,   /* WP_ASYNC, WP_UNPOPULATED and what they need */
+	WPT_UFFD_WRITTEN = 2  /* WP_WRITTEN too */
+};
 
-/*
- * Another process: DESIGN rules of attach. `uffd` false: no descriptor is injected, the target is only read (save --parent on old kernels,
- * backend reported).
- */
-int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, bool uffd, const struct wpt_log *log);
+/* The own process. Opens pagemap, mem, a userfaultfd (user mode only suffices; one that can't be had is no error here). */
+int wpt_target_self(struct wpt_target **out, enum wpt_uffd uffd, const struct wpt_log *log);
+
+/* Another process: DESIGN rules of attach. Without a userfaultfd nothing is injected. */
+int wpt_target_attach(struct wpt_target **out, pid_t pid, uint32_t stop_timeout_ms, enum wpt_uffd uffd, const struct wpt_log *log);
 void wpt_target_close(struct wpt_target *t);
 
 /* -WPT_E_FORKED in a child of the process that opened the target, else 0. No system call. */

@@ -50,26 +50,54 @@ static int options_check(struct wpt_tracker_options *o, const struct wpt_tracker
 	return 0;
 }
 
-/* What the backend needs is there, or -WPT_E_UNSUPPORTED. */
-static int backend_check(struct wpt_tracker *t)
+static void say_missing(struct wpt_tracker *t, uint32_t features)
 {
+	bool async = features & WPT_F_WP_ASYNC, scan = features & WPT_F_PAGEMAP_SCAN;
+
+	if (!(features & WPT_F_UFFD))
+		wpt_logf(&t->log, WPT_LOG_ERROR, "this user may not create a userfaultfd: a sandbox forbids it, or the kernel is built without");
+	else if (async && scan)
+		wpt_logf(&t->log, WPT_LOG_ERROR, "this kernel offers asynchronous write protection (UFFD_FEATURE_WP_ASYNC) and it does not work");
+	else
+		wpt_logf(&t->log, WPT_LOG_ERROR,
+			 "this kernel lacks %s, which tracking rests on; Linux has it since 6.7 (backend `reported` works without)",
+			 async ? "PAGEMAP_SCAN" :
+			 scan  ? "asynchronous write protection (UFFD_FEATURE_WP_ASYNC)" :
+				 "asynchronous write protection (UFFD_FEATURE_WP_ASYNC) and PAGEMAP_SCAN");
+}
+
+/* What the backend needs is there, or -WPT_E_UNSUPPORTED. *uffd: what to ask the kernel for. */
+static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd *uffd)
+{
+	const char *differs;
 	uint32_t features;
-	int err = wpt_probe_kernel(&features, 0);
+	int err = wpt_probe_kernel(&features, 0, &differs);
 
 	if (err)
 		return err;
 	t->guard_known = features & WPT_F_GUARD;
+	*uffd = t->backend == WPT_BACKEND_ASYNC ? WPT_UFFD_ASYNC : WPT_UFFD_NONE;
+	if (*uffd == WPT_UFFD_ASYNC && way != WPT_WAY_COMPENSATED) {
+		t->exact = way == WPT_WAY_EXACT || features & WPT_F_WP_WRITTEN;
+		if (features & WPT_F_WP_WRITTEN || (t->exact && differs))
+			*uffd = WPT_UFFD_WRITTEN;
+		else
+			t->huge_tried = t->huge_exact = t->exact;
+	}
+	if (differs)
+		wpt_logf(&t->log, WPT_LOG_WARNING, "this kernel's WP_WRITTEN is not used: %s", differs);
 	if (t->backend == WPT_BACKEND_ASYNC && !(features & WPT_F_ASYNC)) {
-		wpt_logf(&t->log, WPT_LOG_ERROR, "this kernel has no asynchronous userfaultfd write protection with PAGEMAP_SCAN (Linux 6.7)");
+		say_missing(t, features);
 		return features & WPT_F_UFFD ? -WPT_E_UNSUPPORTED : -EPERM;
 	}
 	return 0;
 }
 
-static int tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options)
+int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options, enum wpt_way way)
 {
 	struct wpt_tracker_options o;
 	struct wpt_tracker *t = NULL;
+	enum wpt_uffd uffd;
 	int err;
 
 	err = options_check(&o, options);
@@ -77,12 +105,11 @@ static int tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_t
 		err = tracker_alloc(&t, &o);
 	if (err)
 		return err;
-	err = backend_check(t);
+	err = backend_check(t, way, &uffd);
 	if (!err && pid == 0)
-		err = wpt_target_self(&t->target, &t->log);
+		err = wpt_target_self(&t->target, uffd, &t->log);
 	else if (!err)
-		err = wpt_target_attach(&t->target, pid, o.stop_timeout_ms ? o.stop_timeout_ms : 100,
-					t->backend == WPT_BACKEND_ASYNC, &t->log);
+		err = wpt_target_attach(&t->target, pid, o.stop_timeout_ms ? o.stop_timeout_ms : 100, uffd, &t->log);
 	if (!err && t->backend == WPT_BACKEND_ASYNC && wpt_target_uffd(t->target) < 0)
 		err = -WPT_E_UNSUPPORTED;
 	if (!err)
@@ -97,7 +124,7 @@ static int tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_t
 
 int wpt_tracker_open(struct wpt_tracker **out, const struct wpt_tracker_options *o)
 {
-	return tracker_start(out, 0, o);
+	return wpt_tracker_start(out, 0, o, WPT_WAY_PROBED);
 }
 
 int wpt_tracker_attach(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *o)
@@ -106,7 +133,7 @@ int wpt_tracker_attach(struct wpt_tracker **out, pid_t pid, const struct wpt_tra
 		return -ESRCH;
 	if (pid == getpid())
 		return -EINVAL;
-	return tracker_start(out, pid, o);
+	return wpt_tracker_start(out, pid, o, WPT_WAY_PROBED);
 }
 
 void wpt_tracker_close(struct wpt_tracker *t)
@@ -314,10 +341,10 @@ static void report(struct scan_call *c, uint64_t start, uint64_t end, uint32_t s
 	c->pending = (struct wpt_run){ start, end, state, kind };
 }
 
-/* Kinds whose dirty pages the kernel tells apart from those that were never there. */
-static bool zero_when_none(uint32_t kind)
+/* Areas whose dirty pages the kernel tells apart from those that were never there, by a second category. */
+static bool zero_when_none(const struct wpt_area *a)
 {
-	return kind == WPT_KIND_ANON;
+	return a->kind == WPT_KIND_ANON && !a->exact;
 }
 
 /* Pages of the dirty set: reported ones, and what an earlier scan took and could not report. */
@@ -342,8 +369,8 @@ static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t sta
 		.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 	};
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
-	bool zero = zero_when_none(a->kind), huge = a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
-	const struct wpt_scan_match *match = huge ? &hugetlb : zero && !c->rearm ? &written : &wpt_match_written;
+	bool zero = zero_when_none(a), huge = a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
+	const struct wpt_scan_match *match = huge && !a->exact ? &hugetlb : zero && !c->rearm ? &written : &wpt_match_written;
 	struct wpt_page_region run;
 	uint32_t state;
 	int got;

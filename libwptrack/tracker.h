@@ -31,6 +31,7 @@ struct wpt_area {
 	bool armed;            /* registered, and protected where its kind needs it */
 	bool backed;           /* by a file or shared memory; what is not populated is not zero */
 	bool private_file;     /* content of pages that are not COWed is the file's */
+	bool exact;            /* what is written is what is dirty: see wpt_tracker_start() */
 };
 
 struct wpt_plan {
@@ -64,6 +65,13 @@ struct wpt_span {
 	uint64_t start, end;
 };
 
+/* How it is known what is dirty. */
+enum wpt_way {
+	WPT_WAY_PROBED,        /* EXACT where the kernel has WP_WRITTEN, else COMPENSATED */
+	WPT_WAY_COMPENSATED,   /* what a stock kernel does not report is found by looking at more than what is written */
+	WPT_WAY_EXACT          /* no compensation, whatever the kernel; only with WP_WRITTEN is nothing lost */
+};
+
 struct wpt_tracker {
 	pthread_mutex_t lock;
 	struct wpt_target *target;
@@ -80,10 +88,20 @@ struct wpt_tracker {
 	uint32_t backend;
 	uint32_t flags;
 	bool guard_known;          /* the kernel reports guard pages */
+	bool exact;                /* of huge pages it is tried when the first are seen */
+	bool huge_tried, huge_exact;
 	bool writer_open;
 	bool looked;               /* the plan is of a look, not of a mere listing */
 	bool pinned_loud;
 };
+
+/*
+ * wpt_tracker_open() and wpt_tracker_attach() (pid 0: the own process), which take the probed way; tests take the others too: each way on
+ * each kernel. An area is `exact` if its kernel keeps a trace of everything that happens to it, even where no page is left (WP_WRITTEN):
+ * then a page is dirty if it is reported as written, and what is nowhere is clean. Else see collect() in look.c for what is looked at besides.
+ * Changes that bypass the mapping are found the same way in both.
+ */
+int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options, enum wpt_way way);
 
 /*
  * One look: list the mappings, resolve the ranges to areas, register and arm new ones, then collect what is dirty into the ledger (as taken

@@ -31,6 +31,10 @@
 #ifndef UFFD_FEATURE_MOVE
 #define UFFD_FEATURE_MOVE (1 << 16)
 #endif
+/* Not upstream's: of the patch in kernel/, and far from the bits that upstream gives out next. */
+#ifndef UFFD_FEATURE_WP_WRITTEN
+#define UFFD_FEATURE_WP_WRITTEN (1 << 30)
+#endif
 #ifndef USERFAULTFD_IOC
 #define USERFAULTFD_IOC 0xAA
 #endif

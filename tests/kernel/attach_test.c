@@ -341,9 +341,9 @@ static void seccomp_as_nobody(void **state)
 		fixture_start(&f, modes[i], 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'S');
 		for (k = 0; k < rounds(20); k++)
-			assert_int_equal(wpt_target_attach(&t, f.pid, 1000, true, NULL), -WPT_E_SECCOMP);
+			assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL), -WPT_E_SECCOMP);
 		/* To read it needs no system call of the target. */
-		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, false, NULL), 0);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_NONE, NULL), 0);
 		wpt_target_close(t);
 		fixture_wake(&f);
 		fixture_finish(&f, i == 2 ? SIGSYS : 0);
@@ -366,7 +366,7 @@ static void test_dispatch(void **state)
 	fixture_start(&f, "dispatch", 0);
 	fault = atomic_load(&f.sh->word);
 	for (i = 0; i < rounds(30) && !fault; i++)
-		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, true, NULL), -WPT_E_SECCOMP);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL), -WPT_E_SECCOMP);
 	fixture_finish(&f, 0);
 	if (fault) {
 		print_message("skipping: no syscall user dispatch in this kernel\n");
@@ -384,7 +384,7 @@ static void test_vfork(void **state)
 	for (i = 0; i < rounds(30); i++) {
 		fixture_start(&f, "vfork", 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'D');
-		assert_int_equal(wpt_target_attach(&t, f.pid, 30, true, NULL), -WPT_E_STOP_TIMEOUT);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 30, WPT_UFFD_ASYNC, NULL), -WPT_E_STOP_TIMEOUT);
 		assert_int_equal(task_status(f.pid, "TracerPid:", 10), 0);
 		fixture_wake(&f);
 		fixture_finish(&f, 0);
@@ -404,9 +404,9 @@ static void test_vfork_threads(void **state)
 		fixture_start(&f, "vfork_threads", 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'D');
 		/* The thread that is not in vfork does it. */
-		assert_int_equal(wpt_target_attach(&t, f.pid, 2000, true, NULL), 0);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 2000, WPT_UFFD_ASYNC, NULL), 0);
 		wpt_target_close(t);
-		assert_int_equal(wpt_target_attach(&t, f.pid, 30, false, NULL), 0);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 30, WPT_UFFD_NONE, NULL), 0);
 		assert_int_equal(wpt_target_stop(t, &at), -WPT_E_STOP_TIMEOUT);
 		before = atomic_load(&f.sh->count[0]);
 		WAIT_FOR(atomic_load(&f.sh->count[0]) > before);
@@ -428,7 +428,7 @@ static void test_exec(void **state)
 	(void)state;
 	fixture_start(&f, "exec", 0);
 	for (i = 0; i < rounds(300); i++) {
-		rc = wpt_target_attach(&t, f.pid, 1000, true, NULL);
+		rc = wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL);
 		if (!rc) {
 			wpt_target_close(t);
 			done++;
@@ -458,7 +458,7 @@ static void test_exit(void **state)
 			_exit(11);
 		}
 		sleep_us(50);
-		rc = wpt_target_attach(&t, pid, 1000, true, NULL);
+		rc = wpt_target_attach(&t, pid, 1000, WPT_UFFD_ASYNC, NULL);
 		if (!rc)
 			wpt_target_close(t);
 		else if (rc != -WPT_E_GONE && rc != -ESRCH && rc != -EAGAIN)
@@ -471,9 +471,9 @@ static void test_exit(void **state)
 	if (!pid)
 		_exit(0);
 	WAIT_FOR(task_state(pid, pid) == 'Z');
-	assert_int_equal(wpt_target_attach(&t, pid, 100, true, NULL), -WPT_E_GONE);
+	assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_GONE);
 	waitpid(pid, NULL, 0);
-	assert_int_equal(wpt_target_attach(&t, pid, 100, true, NULL), -ESRCH);
+	assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -ESRCH);
 }
 
 static void test_refusals(void **state)
@@ -485,11 +485,11 @@ static void test_refusals(void **state)
 	char c;
 
 	(void)state;
-	assert_int_equal(wpt_target_attach(&t, 0, 0, true, NULL), -EINVAL);
-	assert_int_equal(wpt_target_attach(&t, -5, 0, true, NULL), -EINVAL);
-	assert_int_equal(wpt_target_attach(&t, getpid(), 0, true, NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, 0, 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, -5, 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, getpid(), 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
 	if (getuid() == 0 && !access("/proc/2/stat", R_OK))
-		assert_int_equal(wpt_target_attach(&t, 2, 0, true, NULL), -EPERM); /* kthreadd */
+		assert_int_equal(wpt_target_attach(&t, 2, 0, WPT_UFFD_ASYNC, NULL), -EPERM); /* kthreadd */
 	fixture_start(&f, "poll", 0);
 	assert_int_equal(pipe(sync), 0);
 	tracer = fork();
@@ -502,8 +502,8 @@ static void test_refusals(void **state)
 	}
 	assert_int_equal(read(sync[0], &c, 1), 1);
 	assert_int_equal(c, 'y');
-	assert_int_equal(wpt_target_attach(&t, f.pid, 100, true, NULL), -WPT_E_TRACED);
-	assert_int_equal(wpt_target_attach(&t, f.pid, 100, false, NULL), 0);
+	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_TRACED);
+	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_NONE, NULL), 0);
 	uint64_t at;
 	assert_int_equal(wpt_target_stop(t, &at), -WPT_E_TRACED);
 	wpt_target_close(t);
@@ -522,7 +522,7 @@ static void others_process(void **state)
 	struct wpt_target *t;
 
 	(void)state;
-	assert_int_equal(wpt_target_attach(&t, 1, 100, true, NULL), -EPERM);
+	assert_int_equal(wpt_target_attach(&t, 1, 100, WPT_UFFD_ASYNC, NULL), -EPERM);
 }
 
 static void test_not_allowed(void **state)
@@ -569,8 +569,8 @@ static void test_other_word_size(void **state)
 		skip();
 	}
 	for (i = 0; i < rounds(20); i++) {
-		assert_int_equal(wpt_target_attach(&t, pid, 100, true, NULL), -WPT_E_ARCH);
-		assert_int_equal(wpt_target_attach(&t, pid, 100, false, NULL), 0);
+		assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_ARCH);
+		assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_NONE, NULL), 0);
 		must_stop(t);
 		wpt_target_close(t);
 		WAIT_FOR(task_state(pid, pid) == 'S');
@@ -613,7 +613,7 @@ static void kill_attacher(struct fixture *f, int i)
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (;;) {
-			if (wpt_target_attach(&t, f->pid, 1000, true, NULL))
+			if (wpt_target_attach(&t, f->pid, 1000, WPT_UFFD_ASYNC, NULL))
 				continue;
 			if (!wpt_target_stop(t, &at))
 				wpt_target_resume(t);

@@ -316,7 +316,7 @@ static inline struct wpt_target *must_attach(pid_t pid)
 
 	/* A thread that happens to be in an uninterruptible wait for a while is no failure. */
 	for (i = 0; i < 5 && rc; i++) {
-		rc = wpt_target_attach(&t, pid, 2000, true, NULL);
+		rc = wpt_target_attach(&t, pid, 2000, WPT_UFFD_ASYNC, NULL);
 		if (rc != -WPT_E_STOP_TIMEOUT)
 			break;
 	}

@@ -130,6 +130,7 @@ struct ctl {
 	uint64_t seed;
 	uint32_t nr_areas, nr_workers, nr_writers;
 	uint64_t forbidden;  /* operations, by bit */
+	uint32_t exact;      /* the tracker counts on the kernel's reports alone, which then must include punched holes */
 	_Atomic uint64_t done[64]; /* operations that took effect, by number */
 	char dir[256];       /* for files on a disk */
 	struct area areas[MAX_AREAS];

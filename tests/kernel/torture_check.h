@@ -7,6 +7,7 @@
 
 #include "torture_ops.h"
 #include "torture_shadow.h"
+#include "way.h"
 #include "wptrack.h"
 
 struct check {

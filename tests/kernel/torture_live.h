@@ -215,7 +215,7 @@ static int fuzzy(void)
 	snprintf(path, sizeof(path), "%s/chain-fuzzy", setup.dir);
 	r = stamps_map(st, fds);
 	if (!r)
-		r = wpt_tracker_open(&t, &to);
+		r = way_tracker(&t, 0, &to);
 	for (unsigned a = 0; a < STAMP_AREAS && !r; a++) {
 		struct wpt_range range = { .size = sizeof(range), .start = (uint64_t)st->mem[a] };
 

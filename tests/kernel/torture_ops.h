@@ -4,7 +4,8 @@
  *
  * An operation may fail (the memory may be gone, the kernel may not have it): then nothing happened, which is just another state.
  * On areas whose file changes a stock kernel can't report (area_desc.silent) whatever could fill a punched page by reading it runs
- * under the area's lock and leaves such pages alone, unless the area is compared by content (area.bypass).
+ * under the area's lock and leaves such pages alone, unless the area is compared by content (area.bypass) or the kernel is counted on
+ * (ctl.exact).
  */
 #ifndef TORTURE_OPS_H
 #define TORTURE_OPS_H
@@ -152,9 +153,15 @@ static struct log_entry *log_op(struct worker *w, struct area *a, uint32_t op, u
 
 /* ---- pages that reading must not fill ------------------------------------------------------------------------- */
 
-static bool is_silent(const struct area *a)
+static bool pwrite_is_silent(const struct area *a)
 {
 	return area_desc(a)->silent && !a->bypass;
+}
+
+/* Of punched holes that a read fills again. */
+static bool is_silent(const struct worker *w, const struct area *a)
+{
+	return pwrite_is_silent(a) && !w->ctl->exact;
 }
 
 static void mark_punched(struct worker *w, struct area *a, uint64_t p, uint64_t n)
@@ -167,7 +174,7 @@ static void mark_punched(struct worker *w, struct area *a, uint64_t p, uint64_t 
 /* The same for a part of the file, wherever in the slot it is mapped by now. With the area's lock held. */
 static void mark_punched_file(struct worker *w, struct area *a, uint64_t off, uint64_t len)
 {
-	if (!is_silent(a))
+	if (!is_silent(w, a))
 		return;
 	if (vma_list_read(&w->maps, "/proc/self/maps", a->start, a->end)) {
 		mark_punched(w, a, 0, area_units(a));
@@ -185,7 +192,7 @@ static void mark_punched_file(struct worker *w, struct area *a, uint64_t off, ui
 /* With the area's lock held. */
 static bool may_fill(struct worker *w, struct area *a, uint64_t p, uint64_t n)
 {
-	if (!is_silent(a))
+	if (!is_silent(w, a))
 		return true;
 	for (uint64_t i = p; i < p + n && i < area_units(a); i++)
 		if (atomic_load(&a->punched[i]) > atomic_load(&w->ctl->epoch))
@@ -261,12 +268,12 @@ static int do_read(struct worker *w, struct area *a, uint64_t p, uint64_t n)
 {
 	int r = -EAGAIN;
 
-	if (is_silent(a))
+	if (is_silent(w, a))
 		pthread_mutex_lock(&a->lock);
 	if (may_fill(w, a, p, n))
 		for (uint64_t i = 0; i < n; i++)
 			r = try_copy(w->scratch, (char *)at(a, p + i) + rng_below(&w->rng, a->unit / 8) * 8, 8);
-	if (is_silent(a))
+	if (is_silent(w, a))
 		pthread_mutex_unlock(&a->lock);
 	return r;
 }
@@ -276,11 +283,11 @@ static int do_copy(struct worker *w, struct area *a, uint64_t p)
 	uint64_t from = rng_below(&w->rng, area_units(a));
 	int r = -EAGAIN;
 
-	if (is_silent(a))
+	if (is_silent(w, a))
 		pthread_mutex_lock(&a->lock);
 	if (may_fill(w, a, from, 1))
 		r = try_copy(w->scratch, at(a, from), TP);
-	if (is_silent(a))
+	if (is_silent(w, a))
 		pthread_mutex_unlock(&a->lock);
 	return r ? r : try_copy(at(a, p), w->scratch, TP);
 }
@@ -318,13 +325,13 @@ static int do_madvise(struct worker *w, struct area *a, unsigned op, uint64_t p,
 		if (p + n > area_units(a))
 			return -EAGAIN;
 	}
-	if (is_silent(a) && (fills || punches))
+	if (is_silent(w, a) && (fills || punches))
 		pthread_mutex_lock(&a->lock);
 	if (punches)
 		mark_punched(w, a, p, n);
 	if (!fills || may_fill(w, a, p, n))
 		r = madvise(at(a, p), n * a->unit, advice[op]) ? -errno : 0;
-	if (is_silent(a) && (fills || punches))
+	if (is_silent(w, a) && (fills || punches))
 		pthread_mutex_unlock(&a->lock);
 	return r;
 }
@@ -602,7 +609,7 @@ static bool op_fits(const struct ctl *ctl, const struct area *a, unsigned op)
 	case OP_TRUNCATE:
 		return d->file;
 	case OP_PWRITE:
-		return d->file && a->unit == TP && !is_silent(a);
+		return d->file && a->unit == TP && !pwrite_is_silent(a);
 	case OP_BRK:
 		return a->kind == AREA_BRK;
 	case OP_MOVE:

@@ -391,7 +391,7 @@ static int session_tracker(struct session *s)
 {
 	struct wpt_tracker_options to = { .size = sizeof(to), .flags = s->run->track_flags, .log = say_library, .stop_timeout_ms = 1000 };
 	char chain[300];
-	int r = s->run->attached ? wpt_tracker_attach(&s->tracker, s->child, &to) : wpt_tracker_open(&s->tracker, &to);
+	int r = way_tracker(&s->tracker, s->run->attached ? s->child : 0, &to);
 
 	for (unsigned i = 0; i < s->ctl->nr_areas && !r && !s->run->all; i++) {
 		struct area *a = &s->ctl->areas[i];
@@ -425,6 +425,7 @@ static int session_open(struct session *s, const struct run *run)
 	s->rng = s->ctl->seed;
 	snprintf(s->ctl->dir, sizeof(s->ctl->dir), "%s", setup.dir);
 	s->ctl->nr_areas = run->nr_kinds;
+	s->ctl->exact = way_is_exact();
 	s->ctl->nr_workers = 3;
 	s->ctl->nr_writers = 1;
 	for (unsigned i = 0; i < run->nr_kinds; i++) {

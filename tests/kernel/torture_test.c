@@ -4,6 +4,7 @@
  * restored and compared, byte for byte, with a shadow copy that was taken while all stood still.
  *
  * WPT_SEED: of the random numbers (printed). WPT_STEPS: operations per kind of memory. WPT_ONLY: run tests whose name contains it.
+ * WPT_TORTURE_COMPENSATION: see way.h; without compensation this fails on a stock kernel, with writes that were lost.
  */
 #include "torture_live.h"
 
@@ -133,7 +134,8 @@ int main(int argc, char **argv)
 		return target_main(atoi(argv[2]));
 	make_setup("/proc/self/exe");
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("# WPT_SEED=%" PRIu64 " WPT_STEPS=%" PRIu64 "\n", setup.seed, setup.steps);
+	printf("# WPT_SEED=%" PRIu64 " WPT_STEPS=%" PRIu64 ", %s\n", setup.seed, setup.steps,
+	       way_is_exact() ? "without compensation" : "with compensation");
 	if (meminfo("SwapFree:") < 100000)
 		printf("# no swap (a zram device of 512 MiB will do): MADV_PAGEOUT moves only file pages out\n");
 	for (i = 0; i < sizeof(runs) / sizeof(runs[0]); i++)

@@ -31,6 +31,7 @@
 
 #include <cmocka.h>
 
+#include "way.h"
 #include "wptrack.h"
 
 #define TP ((size_t)4096)
@@ -105,7 +106,7 @@ static void fix_tracker(struct fix *f, pid_t pid, uint32_t backend, uint32_t fla
 	snprintf(f->dir, sizeof(f->dir), "%s/wptrack-test-XXXXXX", tmp && *tmp ? tmp : "/var/tmp");
 	assert_non_null(mkdtemp(f->dir));
 	snprintf(f->chain, sizeof(f->chain), "%s/chain", f->dir);
-	r = pid ? wpt_tracker_attach(&f->t, pid, &o) : wpt_tracker_open(&f->t, &o);
+	r = way_tracker(&f->t, pid, &o);
 	if (r)
 		print_message("# tracker: %s\n", wpt_strerror(r));
 	assert_int_equal(r, 0);
@@ -214,7 +215,7 @@ static void *fix_map(size_t len, int flags, int fd)
 	return p;
 }
 
-static void *fix_anon(size_t len)
+static inline void *fix_anon(size_t len)
 {
 	return fix_map(len, MAP_PRIVATE | MAP_ANONYMOUS, -1);
 }
@@ -247,7 +248,7 @@ static int fix_look_each(void *arg, const struct wpt_range_info *info)
 	return 0;
 }
 
-static struct fix_look fix_look(struct fix *f, const void *addr)
+static inline struct fix_look fix_look(struct fix *f, const void *addr)
 {
 	struct fix_look l = { .addr = (uint64_t)addr };
 
