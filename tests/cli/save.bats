@@ -24,6 +24,11 @@ same_range()
 	try "$WPSNAP" probe
 	exits 0
 	grep -qE '^backend +async$' out
+	if grep -qE '^  yes  wp_written ' out; then
+		grep -qE '^tracking +async \+ WP_WRITTEN \(exact; untouched memory costs no page tables\)$' out
+	else
+		grep -qE '^tracking +async \(with compensation for ' out
+	fi
 	grep -qE '^  yes  async ' out
 	lacks '^  (yes|no ) +[a-z_]+ *$' out
 }
@@ -35,6 +40,11 @@ same_range()
 	[ "$(wc -l <out)" -eq 1 ]
 	says '"backend":"async"' out
 	says '"wp_async":true' out
+	if says '"wp_written":true' out; then
+		says '"tracking":"exact"' out
+	else
+		says '"tracking":"compensated"' out
+	fi
 }
 
 @test "a snapshot of everything restores byte for byte" {

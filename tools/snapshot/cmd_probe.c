@@ -20,7 +20,8 @@ static const struct feature_text {
 	{ WPT_F_WP_FILE, "mappings of ordinary files, private and shared", "such mappings are skipped" },
 	{ WPT_F_WP_THP, "transparent huge pages", "not in use here, or not protected as a whole: more page tables" },
 	{ WPT_F_GUARD, "guard pages are told apart", "guard pages count as unreadable" },
-	{ WPT_F_WP_WRITTEN, "the marker patch is in this kernel", "a punched hole that is refilled by a read needs --verify-content" },
+	{ WPT_F_WP_WRITTEN, "every change leaves a marker, untouched memory needs none",
+	  "stock kernel: what it does not report is found by looking again; see tracking" },
 	{ WPT_F_ZAP_REPORTED, "a range zapped as a whole is reported", "zapped ranges are found by looking twice" },
 	{ WPT_F_PTRACE, "own children can be attached to", "only memory of the own process, or as root" },
 	{ WPT_F_SUSPEND_SECCOMP, "targets with a seccomp filter can be attached to", "such targets are refused; root can attach to them" },
@@ -38,6 +39,23 @@ static const char *feature_text(uint32_t bit, bool works)
 	return "";
 }
 
+static const char *tracking_text(const struct wpt_probe *p)
+{
+	if (!(p->features & WPT_F_ASYNC))
+		return "none: processes can't be tracked here";
+	if (p->features & WPT_F_WP_WRITTEN)
+		return "async + WP_WRITTEN (exact; untouched memory costs no page tables)";
+	return "async (with compensation for what a stock kernel does not report; a hole in a memfd\n"
+	       "             that is refilled by a read needs --verify-content)";
+}
+
+static const char *tracking_name(const struct wpt_probe *p)
+{
+	if (!(p->features & WPT_F_ASYNC))
+		return NULL;
+	return p->features & WPT_F_WP_WRITTEN ? "exact" : "compensated";
+}
+
 static void print_json(const struct wpt_probe *p)
 {
 	const char *name;
@@ -49,6 +67,7 @@ static void print_json(const struct wpt_probe *p)
 	json_u64(stdout, "page_size", p->page_size);
 	json_u64(stdout, "hugepage_size", p->hugepage_size);
 	json_str(stdout, "backend", p->features & WPT_F_ASYNC ? "async" : NULL);
+	json_str(stdout, "tracking", tracking_name(p));
 	json_open(stdout, "features");
 	for (bit = 0; bit < 32; bit++) {
 		name = wpt_feature_name(1u << bit);
@@ -69,7 +88,8 @@ static void print_text(const struct wpt_probe *p)
 	printf("kernel       %s\n", p->kernel);
 	printf("pages        %s, hugetlb %s\n", format_size(page, p->page_size),
 	       p->hugepage_size ? format_size(huge, p->hugepage_size) : "none");
-	printf("backend      %s\n\n", p->features & WPT_F_ASYNC ? "async" : "none: processes can't be tracked here");
+	printf("backend      %s\n", p->features & WPT_F_ASYNC ? "async" : "none");
+	printf("tracking     %s\n\n", tracking_text(p));
 	for (bit = 0; bit < 32; bit++) {
 		name = wpt_feature_name(1u << bit);
 		if (!name)

@@ -363,7 +363,7 @@ static int check_before(const struct opts *o)
 	if (!err && !(p.features & WPT_F_ASYNC))
 		err = -WPT_E_UNSUPPORTED;
 	if (err)
-		return report(err, NULL, "run: processes can't be tracked here");
+		return report(err, next_attach(err), "run: processes can't be tracked here");
 	if (o->new_chain)
 		return EXIT_OK;
 	err = wpt_chain_open(&c, o->output);

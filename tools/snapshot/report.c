@@ -86,6 +86,8 @@ const char *next_attach(int err)
 		return "another userfaultfd holds the memory: another wpsnap, or the target's own use of it";
 	case -ESRCH:
 		return "it has exited";
+	case -WPT_E_UNSUPPORTED:
+		return "taking snapshots needs Linux 6.7 or newer on x86-64; reading them does not";
 	default:
 		return NULL;
 	}
