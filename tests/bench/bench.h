@@ -137,10 +137,16 @@ struct bench_scan_arg {
 #define BENCH_IS_PRESENT (1u << 3)
 #define BENCH_IS_SWAPPED (1u << 4)
 #define BENCH_UFFD_WP_UNPOPULATED (1u << 13)
+#define BENCH_UFFD_WP_HUGETLBFS_SHMEM (1u << 12)
 #define BENCH_UFFD_WP_ASYNC (1u << 15)
+#define BENCH_UFFD_WP_WRITTEN (1u << 30) /* of the patch in kernel/ */
+#define BENCH_UFFD_ALL_ASYNC (1u /* PAGEFAULT_FLAG_WP */ | BENCH_UFFD_WP_HUGETLBFS_SHMEM | BENCH_UFFD_WP_UNPOPULATED | BENCH_UFFD_WP_ASYNC)
 
 /* A userfaultfd with write protection over [memory, memory + bytes); `async` as the library does it, else by a reader. */
 int bench_uffd(void *memory, uint64_t bytes, bool async);
+/* The same with the features that are named; and which of them this kernel offers. */
+int bench_uffd_with(void *memory, uint64_t bytes, uint64_t features);
+uint64_t bench_uffd_offered(void);
 /* UFFDIO_WRITEPROTECT of all of it in one call. */
 void bench_uffd_protect(int uffd, void *memory, uint64_t bytes, bool protect);
 

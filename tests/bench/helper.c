@@ -547,16 +547,30 @@ void bench_folder_remove(const char *path)
 
 /* ---- the kernel, for the peers ---- */
 
+uint64_t bench_uffd_offered(void)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1 /* UFFD_USER_MODE_ONLY */);
+
+	bench_check_errno(fd < 0, "userfaultfd");
+	bench_check_errno(ioctl(fd, UFFDIO_API, &api), "UFFDIO_API");
+	close(fd);
+	return api.features;
+}
+
 int bench_uffd(void *memory, uint64_t bytes, bool async)
+{
+	return bench_uffd_with(memory, bytes,
+			       UFFD_FEATURE_PAGEFAULT_FLAG_WP | (async ? BENCH_UFFD_WP_ASYNC | BENCH_UFFD_WP_UNPOPULATED : 0));
+}
+
+int bench_uffd_with(void *memory, uint64_t bytes, uint64_t features)
 {
 	struct uffdio_register reg = {
 		.range = { (uintptr_t)memory, bytes },
 		.mode = UFFDIO_REGISTER_MODE_WP,
 	};
-	struct uffdio_api api = {
-		.api = UFFD_API,
-		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | (async ? BENCH_UFFD_WP_ASYNC | BENCH_UFFD_WP_UNPOPULATED : 0),
-	};
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | 1 /* UFFD_USER_MODE_ONLY */);
 
 	bench_check_errno(fd < 0, "userfaultfd");
