@@ -404,22 +404,22 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 /* ---- collecting ---- */
 
 /* Pages that were COWed at the last look and are not any more show the file's content again. */
-static int collect_uncowed(struct wpt_look *l, uint64_t start, uint64_t end)
+int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget)
 {
 	/* Two passes: pages that are the file's, and pages that are not present. */
 	const struct wpt_scan_match passes[] = {
 		{ .mask = PAGE_IS_PRESENT | PAGE_IS_FILE, .report = PAGE_IS_PRESENT | PAGE_IS_FILE },
 		{ .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT, .report = PAGE_IS_PRESENT | PAGE_IS_SWAPPED },
 	};
-	struct wpt_ledger *ledger = l->t->ledger;
+	struct wpt_ledger *ledger = t->ledger;
 	struct wpt_page_region run;
 	uint64_t at, run_end;
 	unsigned int pass;
 	int got = 0, err;
 
 	for (pass = 0; pass < WPT_ARRAY_SIZE(passes); pass++) {
-		wpt_scan_start(&l->t->scan, start, end, &passes[pass], false);
-		while ((got = wpt_scan_next(&l->t->scan, &run)) > 0) {
+		wpt_scan_start(scan, start, end, &passes[pass], false);
+		while ((got = wpt_scan_next(scan, &run)) > 0) {
 			at = run.start;
 			while ((at = wpt_ledger_next_cowed(ledger, at, run.end, &run_end)) < run.end) {
 				err = wpt_ledger_dirty(ledger, at, run_end);
@@ -427,7 +427,7 @@ static int collect_uncowed(struct wpt_look *l, uint64_t start, uint64_t end)
 					return err;
 				/* A swap entry and the marker that a zap left look the same: dirty, and still taken for COWed. */
 				for (; at < run_end; at += WPT_PAGE)
-					if (!(run.categories & PAGE_IS_SWAPPED))
+					if (forget && !(run.categories & PAGE_IS_SWAPPED))
 						wpt_ledger_set_cowed(ledger, at, false);
 			}
 		}
@@ -500,7 +500,7 @@ static int collect(struct wpt_look *l, const struct wpt_area *a, uint64_t start,
 		return collect_written(l, start, end);
 	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */
 	if (a->kind == WPT_KIND_FILE_PRIVATE) {
-		err = collect_uncowed(l, start, end);
+		err = wpt_tracker_uncowed(l->t, &l->t->scan, start, end, true);
 		match = &wpt_match_private_file;
 	} else if (a->kind == WPT_KIND_ANON) {
 		match = &wpt_match_dirty;

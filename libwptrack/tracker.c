@@ -311,8 +311,7 @@ int wpt_tracker_arm(struct wpt_tracker *t)
 
 struct scan_call {
 	struct wpt_tracker *t;
-	struct wpt_scan scan;
-	uint64_t start, end;
+	struct wpt_scan scan, nowhere;
 	bool rearm;
 	int (*each)(void *arg, const struct wpt_run *run);
 	void *arg;
@@ -341,57 +340,103 @@ static void report(struct scan_call *c, uint64_t start, uint64_t end, uint32_t s
 	c->pending = (struct wpt_run){ start, end, state, kind };
 }
 
-/* Areas whose dirty pages the kernel tells apart from those that were never there, by a second category. */
-static bool zero_when_none(const struct wpt_area *a)
+static bool is_huge(const struct wpt_area *a)
 {
-	return a->kind == WPT_KIND_ANON && !a->exact;
+	return a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
 }
 
-/* Pages of the dirty set: reported ones, and what an earlier scan took and could not report. */
-static void scan_ledger(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+/*
+ * Between pages that are written: what is nowhere, and is not reported as written or would get a marker if it were protected. A shared huge page that
+ * is not mapped may hold anything.
+ */
+static int scan_nowhere(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
-	uint64_t at = start, run_end;
+	static const struct wpt_scan_match not_present = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT };
+	struct wpt_page_region run;
+	int got = 0;
 
-	while (!c->result && (at = wpt_ledger_next_dirty(c->t->ledger, at, end, &run_end)) < end) {
+	if (start >= end || a->exact || (!is_huge(a) && !(a->kind == WPT_KIND_ANON && c->rearm)))
+		return 0;
+	wpt_scan_start(&c->nowhere, start, end, is_huge(a) ? &not_present : &wpt_match_none, false);
+	while (!c->result && (got = wpt_scan_next(&c->nowhere, &run)) > 0)
+		report(c, run.start, run.end, a->kind == WPT_KIND_HUGETLB_SHARED ? WPT_PAGES_DIRTY : WPT_PAGES_ZERO, a->kind);
+	return got < 0 ? got : 0;
+}
+
+/* Between pages that are written: pages of the dirty set (reported ones, and what an earlier scan took and could not report), and the above. */
+static int scan_unwritten(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, dirty, run_end;
+	int err = 0;
+
+	while (at < end && !c->result && !err) {
+		dirty = wpt_ledger_next_dirty(c->t->ledger, at, end, &run_end);
+		err = a->kind == WPT_KIND_REPORTED ? 0 : scan_nowhere(c, a, at, dirty);
+		at = dirty;
+		if (at >= end || c->result || err)
+			break;
 		/* Cleared before it is reported: what is marked from now on is news. */
 		if (c->rearm)
 			wpt_ledger_undirty(c->t->ledger, at, run_end);
 		report(c, at, run_end, WPT_PAGES_DIRTY, a->kind);
 		at = run_end;
 	}
+	return err;
 }
 
-/* Read-only, or with REARM where no page may be left out: pages that are nowhere are told apart by a second category. */
-static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+static const struct wpt_scan_match *match_of(const struct scan_call *c, const struct wpt_area *a)
 {
+	/* What is nowhere counts as written: told apart by a second category, and by a scan that protects left out. */
 	static const struct wpt_scan_match written = {
 		.mask = PAGE_IS_WRITTEN,
 		.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
 	};
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
-	bool zero = zero_when_none(a), huge = a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
-	const struct wpt_scan_match *match = huge && !a->exact ? &hugetlb : zero && !c->rearm ? &written : &wpt_match_written;
-	struct wpt_page_region run;
-	uint32_t state;
-	int got;
 
-	scan_ledger(c, a, start, end);
-	if (a->kind == WPT_KIND_REPORTED || c->result)
-		return 0;
-	wpt_scan_start(&c->scan, start, end, zero && c->rearm ? &wpt_match_dirty : match, c->rearm);
-	while ((got = wpt_scan_next(&c->scan, &run)) > 0) {
-		state = WPT_PAGES_DIRTY;
-		if (zero && !c->rearm && !(run.categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)))
-			state = WPT_PAGES_ZERO;
-		report(c, run.start, run.end, state, a->kind);
+	if (a->exact)
+		return &wpt_match_written;
+	if (a->kind == WPT_KIND_ANON)
+		return c->rearm ? &wpt_match_dirty : &written;
+	if (a->kind == WPT_KIND_FILE_PRIVATE && c->rearm)
+		return &wpt_match_private_file;
+	return is_huge(a) ? &hugetlb : &wpt_match_written;
+}
+
+static int scan_written(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	bool zero = a->kind == WPT_KIND_ANON && !a->exact && !c->rearm, cowed = a->kind == WPT_KIND_FILE_PRIVATE && !a->exact;
+	struct wpt_page_region run;
+	uint64_t at = start;
+	int got = 0, err = 0;
+
+	if (cowed)
+		err = wpt_tracker_uncowed(c->t, &c->nowhere, start, end, c->rearm);
+	wpt_scan_start(&c->scan, start, end, match_of(c, a), c->rearm);
+	while (!err && (got = wpt_scan_next(&c->scan, &run)) > 0) {
+		err = scan_unwritten(c, a, at, run.start);
+		if (cowed && c->rearm && !err)
+			err = wpt_tracker_note_cowed(c->t, &run);
+		if (c->rearm)
+			wpt_ledger_undirty(c->t->ledger, run.start, run.end);
+		report(c, run.start, run.end, zero && !(run.categories & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) ? WPT_PAGES_ZERO :
+												      WPT_PAGES_DIRTY, a->kind);
+		at = run.end;
 		if (c->result && !c->rearm)
 			return 0;
 	}
-	if (got == 0)
-		return 0;
-	if (got == -ESRCH)
+	if (!err && got == 0)
+		err = scan_unwritten(c, a, at, end);
+	return err ? err : got;
+}
+
+static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	int err = a->kind == WPT_KIND_REPORTED ? scan_unwritten(c, a, start, end) : scan_written(c, a, start, end);
+
+	if (err == -ESRCH)
 		return -WPT_E_GONE;
-	report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
+	if (err)
+		report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
 	return 0;
 }
 
@@ -443,7 +488,7 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 		     int (*each)(void *arg, const struct wpt_run *run), void *arg)
 {
 	/* Not from the heap: for a small range that would cost more than the scan. */
-	struct wpt_page_region regions[WPT_SCAN_REGIONS];
+	struct wpt_page_region regions[WPT_SCAN_REGIONS], nowhere[WPT_SCAN_REGIONS];
 	struct scan_call c = { .t = t, .rearm = flags & WPT_SCAN_REARM, .each = each, .arg = arg };
 	const struct wpt_range_set *set;
 	const struct wpt_plan *plan;
@@ -455,7 +500,8 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 	if (err)
 		return err;
 	wpt_scan_init(&c.scan, wpt_target_pagemap(t->target), regions);
-	c.scan.slice = (uint64_t)1 << 30;
+	wpt_scan_init(&c.nowhere, wpt_target_pagemap(t->target), nowhere);
+	c.scan.slice = c.nowhere.slice = (uint64_t)1 << 30;
 	if (c.rearm)
 		pthread_mutex_lock(&t->lock);
 	if (c.rearm && t->writer_open)

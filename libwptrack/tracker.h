@@ -135,6 +135,12 @@ void wpt_tracker_reap(struct wpt_tracker *t);
 extern const struct wpt_scan_match wpt_match_private_file;
 int wpt_tracker_note_cowed(struct wpt_tracker *t, const struct wpt_page_region *run);
 
+/*
+ * Of pages that are known to be COWed those that show the file's content again become dirty. `forget`: and are not COWed any more; with the
+ * lock only, because without it a look may know better by now.
+ */
+int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget);
+
 /* Whether [start, end) touches a span that must be compared. */
 bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_t end);
 

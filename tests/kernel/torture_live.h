@@ -331,6 +331,10 @@ static int replica_compare(struct session *s, struct replica *rep)
 	return wrong ? -1 : r;
 }
 
+/* A mapping that comes or goes makes everything unknown, and what is copied whole tells nothing: so not before half time. */
+static const uint64_t mapping_ops = 1ull << OP_MOVE | 1ull << OP_RESIZE | 1ull << OP_UNMAP | 1ull << OP_REMAP | 1ull << OP_ALIEN |
+				    1ull << OP_HEAL;
+
 static int scan_rounds(struct session *s, struct replica *rep)
 {
 	int r = replica_update(rep);
@@ -346,6 +350,8 @@ static int scan_rounds(struct session *s, struct replica *rep)
 		r = replica_update(rep);
 		if (!r)
 			r = replica_compare(s, rep);
+		if (i > setup.links * 2)
+			s->ctl->forbidden &= ~mapping_ops;
 		resume(s);
 	}
 	if (r)
@@ -368,7 +374,7 @@ static int scan_oracle(const uint32_t *kind)
 	wpt_writer_close(s->writer);
 	s->writer = NULL;
 	s->ctl->forbidden = 1ull << OP_GUARD | 1ull << OP_UNGUARD | 1ull << OP_TRUNCATE | 1ull << OP_PUNCH | 1ull << OP_REMOVE |
-			    1ull << OP_PWRITE;
+			    1ull << OP_PWRITE | mapping_ops;
 	if (!r) {
 		uint64_t pages = area_pages(&s->ctl->areas[0]);
 

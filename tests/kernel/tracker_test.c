@@ -173,6 +173,44 @@ static void memory_that_is_nowhere_is_zero(void **state)
 	assert_int_equal(r->state[0], way_is_exact() ? WPT_PAGES_DIRTY : WPT_PAGES_ZERO);
 	assert_int_equal(r->state[1], 0xff);
 	assert_int_equal(r->state[2], way_is_exact() ? 0xff : WPT_PAGES_ZERO);
+	/* So does a scan that protects again, which reports a page that was written and one that was given back. */
+	m.p[PAGE] = 2;
+	scan(t, &m, WPT_SCAN_REARM, r);
+	assert_int_equal(r->state[0], way_is_exact() ? WPT_PAGES_DIRTY : WPT_PAGES_ZERO);
+	assert_int_equal(r->state[1], WPT_PAGES_DIRTY);
+	assert_int_equal(r->state[2], way_is_exact() ? 0xff : WPT_PAGES_ZERO);
+	scan(t, &m, WPT_SCAN_REARM, r);
+	assert_int_equal(r->state[0], way_is_exact() ? 0xff : WPT_PAGES_ZERO);
+	assert_int_equal(r->state[1], 0xff);
+	wpt_tracker_close(t);
+	memory_close(&m);
+	free(r);
+}
+
+/* What a scan that protects again takes from the kernel must not be missing to the next. */
+static void a_private_page_that_falls_back_to_its_file_is_reported(void **state)
+{
+	struct reported *r = malloc(sizeof(*r));
+	struct wpt_tracker *t;
+	struct memory m;
+
+	(void)state;
+	assert_true(memory_open(&m, "private file"));
+	m.p[0] = 1;
+	t = tracker_of(&m, WPT_BACKEND_ASYNC);
+	assert_int_equal(wpt_tracker_arm(t), 0);
+	m.p[PAGE] = 1;
+	scan(t, &m, WPT_SCAN_REARM, r);
+	assert_int_equal(r->state[1], WPT_PAGES_DIRTY);
+	assert_int_equal(madvise(m.p, 2 * PAGE, MADV_DONTNEED), 0);
+	scan(t, &m, 0, r);
+	assert_int_equal(r->state[0], WPT_PAGES_DIRTY);
+	assert_int_equal(r->state[1], WPT_PAGES_DIRTY);
+	assert_int_equal(r->state[2], 0xff);
+	assert_int_equal(m.p[0] + m.p[1], 0);
+	scan(t, &m, WPT_SCAN_REARM, r);
+	assert_int_equal(r->state[0], WPT_PAGES_DIRTY);
+	assert_int_equal(r->state[1], WPT_PAGES_DIRTY);
 	wpt_tracker_close(t);
 	memory_close(&m);
 	free(r);
@@ -534,6 +572,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(each_write_is_reported_once),
 		cmocka_unit_test(memory_that_is_nowhere_is_zero),
+		cmocka_unit_test(a_private_page_that_falls_back_to_its_file_is_reported),
 		cmocka_unit_test(a_new_mapping_at_the_same_place_is_unknown),
 		cmocka_unit_test(a_scan_that_is_ended_early_loses_nothing),
 		cmocka_unit_test(no_write_is_lost_to_a_running_writer),
