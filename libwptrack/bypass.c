@@ -272,8 +272,6 @@ static int inspect_files(struct wpt_look *l)
 			continue;
 		use = wpt_vec_at(&uses, struct wpt_file_use, n++);
 		file->writer_seen |= use->other_writer;
-		/* Nothing would tell of pwrite(2): as if it had happened. */
-		use->uninspectable |= file->watch < 0;
 		file->use = *use;
 		file->inspected = true;
 	}
@@ -318,7 +316,7 @@ int wpt_look_bypasses(struct wpt_look *l)
 		file = a->file >= 0 ? wpt_vec_at(&t->files, struct wpt_file, a->file) : NULL;
 		if (t->flags & WPT_TRACK_VERIFY_CONTENT)
 			a->reason = WPT_REASON_VERIFY;
-		else if (!file || (a->private_file && a->kind == WPT_KIND_HUGETLB_PRIVATE))
+		else if (!file || (file->regular && file->watch < 0) || (a->private_file && a->kind == WPT_KIND_HUGETLB_PRIVATE))
 			a->reason = WPT_REASON_UNINSPECTABLE;
 		else if (file->untracked_now || file->untracked_before)
 			a->reason = WPT_REASON_OTHER_WRITER;
