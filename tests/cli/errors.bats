@@ -30,6 +30,27 @@ small_tmpfs()
 	done
 }
 
+@test "where the kernel can't track, what it lacks is said, and nothing is left" {
+	"$WPSNAP" probe >/dev/null 2>&1 && skip "processes can be tracked here"
+	"$WPSNAP" probe | grep -q '^  yes  uffd ' || skip "needs a userfaultfd for this user"
+	sleep 1000 &
+	PIDS+=($!)
+	for c in save watch; do
+		try "$WPSNAP" $c $! -o out
+		exits 1
+		says 'this kernel lacks '
+		says 'Linux has it since 6.7'
+		says '`wpsnap probe` says what is missing'
+		messages_are_ours
+		[ ! -e out ]
+	done
+	try "$WPSNAP" run -o out -- touch ran
+	exits 1
+	says "processes can't be tracked here"
+	[ ! -e ran ]
+	[ ! -e out ]
+}
+
 @test "a zombie: code 5" {
 	target_start 16 16
 	tell zombie
