@@ -60,7 +60,7 @@ static void say_missing(struct wpt_tracker *t, uint32_t features)
 		wpt_logf(&t->log, WPT_LOG_ERROR, "this kernel offers asynchronous write protection (UFFD_FEATURE_WP_ASYNC) and it does not work");
 	else
 		wpt_logf(&t->log, WPT_LOG_ERROR,
-			 "this kernel lacks %s, which tracking rests on; Linux has it since 6.7 (backend `reported` works without)",
+			 "this kernel lacks %s, which tracking rests on; Linux has it since 6.7",
 			 async ? "PAGEMAP_SCAN" :
 			 scan  ? "asynchronous write protection (UFFD_FEATURE_WP_ASYNC)" :
 				 "asynchronous write protection (UFFD_FEATURE_WP_ASYNC) and PAGEMAP_SCAN");

@@ -36,19 +36,19 @@ small_tmpfs()
 	sleep 1000 &
 	PIDS+=($!)
 	for c in save watch; do
-		try "$WPSNAP" $c $! -o out
+		try "$WPSNAP" $c $! -o links
 		exits 1
 		says 'this kernel lacks '
 		says 'Linux has it since 6.7'
 		says '`wpsnap probe` says what is missing'
 		messages_are_ours
-		[ ! -e out ]
+		[ ! -e links ]
 	done
-	try "$WPSNAP" run -o out -- touch ran
+	try "$WPSNAP" run -o links -- touch ran
 	exits 1
 	says "processes can't be tracked here"
 	[ ! -e ran ]
-	[ ! -e out ]
+	[ ! -e links ]
 }
 
 @test "a zombie: code 5" {
