@@ -169,8 +169,8 @@ static void complain(struct area *a, size_t u, const char *what, uint64_t pm_bef
 		return;
 	if (pread(pagemap_fd, &e, 8, (off_t)((uintptr_t)unit_at(a, u) / PAGE * 8)) != 8)
 		e = 0;
-	printf("# %s %s: unit %zu of %zu at %p, round %u, looked at %s, pagemap %016" PRIx64 " before, %016" PRIx64 " now%s\n", what, a->desc->name, u,
-	       a->nr, (void *)unit_at(a, u), a->round, by, pm_before, e, pm_is_marker(pm_before) ? " (was a marker)" : "");
+	printf("# %s %s: unit %zu of %zu at %p, round %u, %s, pagemap %016" PRIx64 " before, %016" PRIx64 " now%s\n", what, a->desc->name, u, a->nr,
+	       (void *)unit_at(a, u), a->round, by, pm_before, e, pm_is_marker(pm_before) ? " (was a marker)" : "");
 	if (cfg.verbose || said <= 8)
 		print_history(a, u);
 	fflush(stdout);
@@ -265,17 +265,19 @@ static void perform(struct area *a, const unsigned *weight, unsigned total, stru
 		note(a, u, i, err);
 }
 
+#define ALL_CATEGORIES \
+	(PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE)
+
 /* Scans that change nothing; each has to report whatever changed. */
 static int observe(struct area *a, struct rng *g, uint8_t *out)
 {
-	static const uint64_t all = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE;
 	struct look l = { .mask = PAGE_IS_WRITTEN, .ret = PAGE_IS_WRITTEN };
 
 	switch (below(g, 4)) {
 	case 0:
 		break;
 	case 1:
-		l.ret = all;
+		l.ret = ALL_CATEGORIES;
 		break;
 	case 2:
 		read_pagemap(a);
@@ -303,7 +305,7 @@ static const char *arm(struct area *a, struct rng *g, uint8_t *out)
 		break;
 	case 1:
 		by = "scan, all categories";
-		l.ret = PAGE_IS_WPALLOWED | PAGE_IS_WRITTEN | PAGE_IS_FILE | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_PFNZERO | PAGE_IS_HUGE;
+		l.ret = ALL_CATEGORIES;
 		break;
 	case 2:
 		by = "scan, short vectors";
@@ -747,8 +749,8 @@ int main(int argc, char **argv)
 	if (pagemap_fd < 0 || mem_fd < 0)
 		fatal("/proc: %s", strerror(errno));
 	close(open_uffd());
-	printf("# %s, WP_WRITTEN %s, seed %" PRIu64 "\n", un.release, has_written ? "in use" : features & UFFD_FEATURE_WP_WRITTEN ? "not asked for" : "no",
-	       cfg.seed);
+	printf("# %s, WP_WRITTEN %s, seed %" PRIu64 "\n", un.release,
+	       has_written ? "in use" : features & UFFD_FEATURE_WP_WRITTEN ? "not asked for" : "no", cfg.seed);
 	if (cfg.machine)
 		stir_machine();
 	fflush(stdout);

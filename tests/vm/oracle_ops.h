@@ -13,9 +13,9 @@
 #define K_HUGETLB (KB(K_HUGETLB_PRIVATE) | KB(K_HUGETLB_SHARED) | KB(K_HUGETLB_FILE_PRIVATE))
 #define K_SMALL (~K_HUGETLB)
 #define K_NOFILE (KB(K_ANON) | KB(K_THP))
-#define K_PRIVATE (K_NOFILE | KB(K_MEMFD_PRIVATE) | KB(K_SHMEM_HUGE_PRIVATE) | KB(K_FILE_PRIVATE) | KB(K_HUGETLB_PRIVATE) | KB(K_HUGETLB_FILE_PRIVATE))
+#define K_PRIVATE (~K_SHARED)
 #define K_FD (~(K_NOFILE | KB(K_HUGETLB_PRIVATE)))
-#define K_SHARED (~K_PRIVATE)
+#define K_SHARED (KB(K_MEMFD) | KB(K_SHMEM_HUGE) | KB(K_FILE) | KB(K_HUGETLB_SHARED))
 #define K_ANY (~0ull)
 
 struct range {
@@ -739,8 +739,7 @@ static int op_swapoff(struct area *a, const struct range *r, struct rng *g)
 {
 	(void)a;
 	(void)r;
-	(void)g;
-	if (!cfg.machine || !*swap_path)
+	if (!cfg.machine || !*swap_path || !chance(g, 4)) /* takes seconds */
 		return -EPERM;
 	if (swapoff(swap_path))
 		return -errno;
@@ -827,7 +826,8 @@ static const struct op ops[] = {
 	{ "populate-read", 4, K_ANY, op_populate_read, false, false },
 	{ "populate-write", 2, K_ANY, op_populate_write, false, false },
 	{ "ksm", 3, K_SMALL & K_PRIVATE, op_ksm, false, false },
-	{ "lock", 2, ~KB(K_FILE), op_lock, false, false },
+	/* Not for files: where locked, a write by the kernel to a hole of the file with a marker never ends (6.12 and 6.18 as they are). */
+	{ "lock", 2, ~(KB(K_FILE) | KB(K_FILE_PRIVATE)), op_lock, false, false },
 	{ "remove", 5, K_SHARED, op_remove, false, false },
 	{ "punch", 6, K_FD, op_punch, false, false },
 	{ "punch-read", 5, K_FD, op_punch_read, false, false },

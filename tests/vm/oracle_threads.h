@@ -160,8 +160,8 @@ static void compare_all(struct area *a, struct rng *g, struct stage *s, const ch
 		memcpy(&was, a->shadow + u * a->unit, 8);
 		complain(a, u, "LOST", a->pm[u], by);
 		if (!cfg.quiet)
-			printf("#   phase %" PRIu64 ", %u steps, not written from step %u; stamp %" PRIx64 ", the copy's %" PRIx64 "\n", s->phase, s->steps,
-			       s->last_step[u], is, was);
+			printf("#   phase %" PRIu64 ", %u steps, not written from step %u; stamp %" PRIx64 ", the copy's %" PRIx64 "\n", s->phase,
+			       s->steps, s->last_step[u], is, was);
 		tot->lost++;
 		memcpy(a->shadow + u * a->unit, content, a->unit);
 	}
