@@ -426,6 +426,7 @@ static void test_exec(void **state)
 	int i, rc, done = 0;
 
 	(void)state;
+	needs_tracking();
 	fixture_start(&f, "exec", 0);
 	for (i = 0; i < rounds(300); i++) {
 		rc = wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL);
@@ -451,6 +452,7 @@ static void test_exit(void **state)
 	pid_t pid;
 
 	(void)state;
+	needs_tracking();
 	for (i = 0; i < rounds(300); i++) {
 		pid = fork();
 		if (!pid) {

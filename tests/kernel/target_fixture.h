@@ -309,11 +309,27 @@ static inline void fixture_kill(struct fixture *f)
 	close(f->pipe[1]);
 }
 
+static inline bool can_track(void)
+{
+	struct wpt_probe p = { .size = sizeof(p) };
+
+	return wpt_probe(&p) == 0 && p.features & WPT_F_ASYNC;
+}
+
+static inline void needs_tracking(void)
+{
+	if (can_track())
+		return;
+	print_message("no asynchronous write protection (wpsnap probe)\n");
+	skip();
+}
+
 static inline struct wpt_target *must_attach(pid_t pid)
 {
 	struct wpt_target *t = NULL;
 	int rc = -1, i;
 
+	needs_tracking();
 	/* A thread that happens to be in an uninterruptible wait for a while is no failure. */
 	for (i = 0; i < 5 && rc; i++) {
 		rc = wpt_target_attach(&t, pid, 2000, WPT_UFFD_ASYNC, NULL);
@@ -341,6 +357,7 @@ static inline void as_nobody(void (*fn)(void **state))
 	int status;
 	pid_t pid;
 
+	needs_tracking();
 	fflush(NULL);
 	pid = fork();
 	assert_true(pid >= 0);
