@@ -737,6 +737,7 @@ int main(int argc, char **argv)
 {
 	struct utsname un;
 	unsigned ran = 0;
+	double end;
 
 	parse(argc, argv);
 	uname(&un);
@@ -754,18 +755,21 @@ int main(int argc, char **argv)
 	if (cfg.machine)
 		stir_machine();
 	fflush(stdout);
-	deadline = now() + (double)cfg.seconds;
+	end = now() + (double)cfg.seconds;
 	for (unsigned k = 0; k < NR_KINDS; k++) {
 		uint64_t before = tot->lost + tot->forgotten;
 
-		if (!(cfg.kinds & KB(k)) || now() >= deadline)
+		if (!(cfg.kinds & KB(k)))
 			continue;
+		/* What is left of the time is shared by the kinds that are left. */
+		deadline = now() + (end - now()) / __builtin_popcountll((cfg.kinds & (KB(NR_KINDS) - 1)) >> k);
 		ran += !run_kind((enum kind)k, true);
 		if (want_reduce && !cfg.threads && tot->lost + tot->forgotten > before) {
 			uint64_t skip = cfg.skip;
 
 			reduce((enum kind)k);
 			cfg.skip = skip;
+			end = now() + (double)cfg.seconds / NR_KINDS * (NR_KINDS - k);
 		}
 	}
 	if (!ran)
