@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: MIT
 # planted.sh [BUILD]: plants bugs, one at a time, in a copy of a source file of the library, and sees to it that the kernel tests fail on
 # each. The library itself has no hooks for this: a plant is an edit, and an edit that does not fit any more fails here.
-# Prints TAP. Needs a built tree (make tests).
+# Prints TAP. Needs a built tree (make tests). Those that only a kernel with WP_WRITTEN shows are only built elsewhere; WPT_RUN is what such a
+# kernel's tests are started with, e.g. WPT_RUN="scripts/vm-run -s /dir/of/build -s $PWD bzImage", and then nothing else is planted.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
 B=${1:-${WPT_BUILD:-build}}
 CC=${CC:-cc}
-work=$(mktemp -d)
+work=$(mktemp -d -p "$B")
 trap 'rm -rf "$work"' EXIT
 cflags=(-std=gnu11 -O2 -g -w -pthread -fvisibility=hidden -Iinclude -Ilibwptrack)
 read -ra pkg < <(pkg-config --cflags --libs libzstd libxxhash liburcu-bp cmocka)
@@ -25,9 +26,30 @@ result() { # OK NAME [WHY]
 	fi
 }
 
+run=()
+limit=300
+if [ -n "${WPT_RUN:-}" ]; then
+	read -ra run <<<"$WPT_RUN"
+	limit=1500
+	export WPT_STEPS=${WPT_STEPS:-400}
+fi
+# Its own is the only way of tracking that a stock kernel has.
+written=no
+"${run[@]}" "$B/wpsnap" probe --json 2>/dev/null | grep -q '"wp_written":true' && written=yes
+
 # plant NAME FILE EDIT TEST ONLY SIGN: EDIT is a perl substitution on the whole file; TEST must then fail and print SIGN.
 plant() {
-	local name=$1 file=$2 edit=$3 test=$4 only=$5 sign=$6 seed
+	[ -n "${WPT_RUN:-}" ] || WPT_TORTURE_COMPENSATION=on plant_in yes "$@"
+}
+
+# The same of a bug in what is done with WP_WRITTEN.
+plant_written() {
+	WPT_TORTURE_COMPENSATION='' plant_in "$written" "$@"
+}
+
+plant_in() {
+	local try=$1 name=$2 file=$3 edit=$4 test=$5 only=$6 sign=$7 seed
+	export WPT_TORTURE_COMPENSATION
 	rm -f "$work"/out "$work"/*.c "$work"/*.o "$work/test"
 	perl -0pe "$edit" "libwptrack/$file" >"$work/$file"
 	if cmp -s "libwptrack/$file" "$work/$file"; then
@@ -39,9 +61,13 @@ plant() {
 		result 1 "$name" "does not build"
 		return
 	fi
+	if [ "$try" = no ]; then
+		result 0 "$name (built; only a kernel with WP_WRITTEN shows it)"
+		return
+	fi
 	# A window of microseconds is not hit by every run.
 	for seed in 7 8 9 10 11 12; do
-		WPT_SEED=$seed WPT_ONLY=$only timeout 300 "$work/test" >"$work/out" 2>&1 || break
+		WPT_SEED=$seed WPT_ONLY=$only timeout "$limit" "${run[@]}" "$work/test" >"$work/out" 2>&1 || break
 		seed=
 	done
 	if [ -z "$seed" ]; then
@@ -77,7 +103,7 @@ plant 'inotify is not asked' bypass.c \
 	's/wpt_vec_at\(&t->files, struct wpt_file, i\)->changed = true;/;/' \
 	torture_test tmpfs "$wrong"
 plant 'a private page that fell back to the file is taken for clean' look.c \
-	's/err = collect_uncowed\(l, start, end\);/err = 0;/' \
+	's/err = wpt_tracker_uncowed\(l->t, &l->t->scan, start, end, true\);/err = 0;/' \
 	torture_test file-private "$wrong"
 plant 'a zap that took a write is taken for clean' look.c \
 	's/if \(has_markers\(a\)\)\n\t\treturn collect_matching/if (false)\n\t\treturn collect_matching/;
@@ -100,5 +126,20 @@ if [ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2
 		's/err \|\| match != &hugetlb \? err : collect_refilled\(l, a, start, end\)/err/' \
 		torture_test hugetlb "$wrong"
 fi
+plant_written 'WP_WRITTEN: data that is not mapped gets no markers' look.c \
+	's/err = lay_markers\(l, a, start, end\);/err = 0;/' \
+	written_test '' 'a_hole_that_a_read_fills_is_seen'
+plant_written 'WP_WRITTEN: only pages that are there are collected' look.c \
+	's/(static int collect_written.*?)&wpt_match_written/static const struct wpt_scan_match there = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };\n$1&there/s' \
+	torture_test thp "$wrong"
+plant_written 'WP_WRITTEN: what must be compared is not' copy.c \
+	's/err = copy_span\(c, unknown, unknown_end\);/err = c->all ? copy_span(c, unknown, unknown_end) : 0;/' \
+	torture_test anon "$wrong"
+plant_written 'WP_WRITTEN: private pages that are in swap are read from the file' copy.c \
+	's/a->kind == WPT_KIND_HUGETLB_PRIVATE \? &present : &wpt_match_populated/&present/' \
+	torture_test private "$wrong"
+plant_written 'WP_WRITTEN is counted on and not asked for' target.c \
+	's/uffd == WPT_UFFD_WRITTEN \? UFFD_FEATURE_WP_WRITTEN : 0/0/' \
+	torture_test memfd "$wrong"
 echo "1..$n"
 exit $bad
