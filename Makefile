@@ -43,6 +43,8 @@ UNIT := $(call programs,tests/unit/*.c)
 KERNEL := $(call programs,tests/kernel/*.c)
 HELPERS := $(call programs,tests/cli/*.c tests/demo/*.c)
 BENCH := $(call programs,tests/bench/*.c)
+# In tests/vm, x_*.c belong to x.
+VM := $(call programs,tests/vm/*.c)
 EXAMPLES := $(call programs,examples/*.c)
 SHARED_OBJ := $(addsuffix .o,$(foreach d,unit kernel bench,$(call shared,tests/$(d)/*.c)))
 shared_of = $(filter $(@D)/%,$(SHARED_OBJ))
@@ -105,6 +107,10 @@ $(HELPERS): $(B)/%: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) -pthread -o $@
 
+$(VM): $(B)/%: %.c $$(wildcard $$*_*.c) $$(wildcard tests/vm/*.h) libwptrack/uapi.h
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -Ilibwptrack $(filter %.c,$^) $(LDFLAGS) -pthread -o $@
+
 # What a user compiles: the public header alone.
 $(EXAMPLES): $(B)/%: %.c $(B)/libwptrack.a
 	@mkdir -p $(@D)
@@ -147,6 +153,13 @@ bench: all $(BENCH)
 
 fuzz: $(FUZZ)
 	scripts/run-fuzz $(FUZZ_SECONDS) $^
+
+# The kernels that check-kernel boots: built or fetched if the cache does not have them.
+kernel:
+	scripts/kernel-build
+
+check-kernel: all tests $(VM)
+	scripts/kernel-check $(B)
 
 check-layers:
 	scripts/check-layers
@@ -192,7 +205,8 @@ clean:
 	rm -rf $(B)
 
 FORCE:
-.PHONY: all tests check check-unit demo deps bench fuzz check-layers check-style check-install check-abi install uninstall clean FORCE
+.PHONY: all tests check check-unit demo deps bench fuzz kernel check-kernel check-layers check-style check-install check-abi \
+	install uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

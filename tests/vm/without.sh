@@ -1,0 +1,30 @@
+#!/bin/bash
+# SPDX-License-Identifier: MIT
+# without.sh BUILD: on a kernel without asynchronous write protection and without PAGEMAP_SCAN everything that needs them says so, and leaves
+# the target alone.
+set -u
+B=$1
+bad=0
+cd "$(mktemp -d)" || exit 1
+check() { if "${@:2}"; then echo "ok - $1"; else echo "not ok - $1"; bad=1; fi; }
+
+"$B/wpsnap" probe >probe 2>&1
+status=$?
+cat probe
+check 'probe says by its status that there is no tracking' [ $status -ne 0 ]
+check 'probe says that WP_ASYNC is missing' grep -qE '^ *no +wp_async ' probe
+check 'probe says that PAGEMAP_SCAN is missing' grep -qE '^ *no +pagemap_scan ' probe
+check 'probe says that userfaultfd is there' grep -qE '^ *yes +uffd ' probe
+
+sleep 1000 &
+target=$!
+"$B/wpsnap" save -o out.wps $target >save.out 2>save.err
+status=$?
+cat save.out save.err
+check 'save refuses' [ $status -ne 0 ]
+check 'in words that name the way out' grep -q 'wpsnap probe' save.err
+check 'each line is ours' sh -c '! grep -vE "^wpsnap: ." save.err'
+check 'and leaves nothing behind' [ ! -e out.wps ]
+check 'the target runs on' grep -q 'sleep' /proc/$target/comm
+kill $target
+exit $bad
