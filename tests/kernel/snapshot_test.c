@@ -870,6 +870,50 @@ static void reading_does_not_inflate_the_target(void **state)
 	close(fd);
 }
 
+static int ignore_run(void *arg, const struct wpt_run *run)
+{
+	(void)arg;
+	(void)run;
+	return 0;
+}
+
+/* Pages that became the target's own, and that a scan took from the kernel; then they are in swap, where a marker looks the same. */
+static void private_pages_of_a_file_that_were_scanned_before_they_were_swapped(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	const size_t bytes = 4u << 20;
+	int fd = memfd_create("private", MFD_CLOEXEC);
+	char *data = malloc(bytes), *m;
+	struct fix f;
+
+	fix_fill(data, bytes, 1);
+	assert_int_equal(pwrite(fd, data, bytes, 0), bytes);
+	m = fix_map(bytes, MAP_PRIVATE, fd);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, m, bytes);
+	assert_int_equal(wpt_tracker_arm(f.t), 0);
+	fix_fill(m, bytes, 2);
+	assert_int_equal(wpt_tracker_scan(f.t, 0, UINT64_MAX, WPT_SCAN_REARM, ignore_run, NULL), 0);
+	madvise(m, bytes, MADV_PAGEOUT);
+	if (status_kib(getpid(), "VmSwap:") < bytes / 2 / 1024) {
+		wpt_tracker_close(f.t);
+		fix_remove_folder(f.dir);
+		munmap(m, bytes);
+		close(fd);
+		free(data);
+		print_message("# skip: needs swap (a zram device of 512 MiB will do)\n");
+		skip();
+	}
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, bytes);
+	close(fd);
+	free(data);
+}
+
 static void clean_swapped_pages_stay_in_swap(void **state)
 {
 	(void)state;
@@ -1024,6 +1068,7 @@ int main(void)
 		cmocka_unit_test(sections),
 		cmocka_unit_test(registers),
 		cmocka_unit_test(reading_does_not_inflate_the_target),
+		cmocka_unit_test(private_pages_of_a_file_that_were_scanned_before_they_were_swapped),
 		cmocka_unit_test(clean_swapped_pages_stay_in_swap),
 		cmocka_unit_test(unprivileged_user),
 	};
