@@ -176,15 +176,6 @@ static void complain(struct area *a, size_t u, const char *what, uint64_t pm_bef
 	fflush(stdout);
 }
 
-static size_t first_difference(const char *x, const char *y, size_t n)
-{
-	size_t i = 0;
-
-	while (i < n && x[i] == y[i])
-		i++;
-	return i;
-}
-
 /* ---- a round */
 
 static void take_base(struct area *a, struct rng *g)
@@ -385,8 +376,6 @@ static void settle(struct area *a, struct rng *g, const uint8_t *observed, const
 				tot->late++;
 				continue;
 			}
-			if (!cfg.quiet && cfg.verbose)
-				printf("# first difference at byte %zu\n", first_difference(content, a->shadow + u * a->unit, a->unit));
 			complain(a, u, "LOST", pm, by);
 			tot->lost++;
 		} else if (differs && !x->unknown && observed && !observed[u] && !x->pend) {

@@ -57,7 +57,7 @@ static void *writer(void *arg)
 		p = unit_at(a, u);
 		switch (below(&w->g, 8)) {
 		case 0:
-			try_set(p + 16, (int)below(&w->g, 256), a->unit - 16);
+			try_set(p + a->unit / 2, (int)below(&w->g, 256), PAGE / 2);
 			break;
 		case 1: {
 			struct iovec l = { stamp, 16 }, r = { p, 16 };
