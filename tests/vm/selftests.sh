@@ -16,6 +16,7 @@ normalise() {
 	function row(result, name) {
 		gsub(/0x[0-9a-f]+/, "0x", name)
 		sub(/transact_test count [0-9]+/, "transact_test count", name)
+		sub(/Extra pages [0-9]+.*/, "Extra pages", name)
 		gsub(/[ \t]+/, " ", name)
 		sub(/^ /, "", name); sub(/ $/, "", name)
 		n = ++seen[name]
