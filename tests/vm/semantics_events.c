@@ -325,6 +325,9 @@ static void ev_punch(struct cell *c)
 {
 	if (fallocate(c->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(c->s0 * PG), (off_t)sub_len(c)) != 0)
 		cell_error(c, "fallocate");
+	/* hugetlbfs takes the private copies along. */
+	if (c->kind->flags & K_HUGETLB)
+		memset(c->cow + c->s0, 0, c->s1 - c->s0);
 	file_put(c, c->s0, c->s1, 0);
 }
 
@@ -978,8 +981,10 @@ static void ev_khugepaged_all_but_one(struct cell *c)
 /* Moves the page to another place in memory, as compaction does, but when it is told. */
 static void ev_migrate(struct cell *c)
 {
-	uint64_t was = pfn(c, sub(c));
+	uint64_t was;
 
+	touch(c, c->s0, c->s1);
+	was = pfn(c, sub(c));
 	if (!was)
 		cell_na(c, "no page frame");
 	for (int i = 0; i < 50 && pfn(c, sub(c)) == was; i++)
