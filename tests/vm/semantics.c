@@ -222,42 +222,59 @@ static struct line *line_add(const char *cell)
 	return &line[nr_lines++];
 }
 
-/* `kind | event / state | stock | patched`, blanks around the bars as one likes; # begins a comment. */
+static char *trim(char *s)
+{
+	while (*s == ' ')
+		s++;
+	for (char *e = s + strlen(s); e > s && e[-1] == ' ';)
+		*--e = '\0';
+	return s;
+}
+
+/* `kind | event / state state ... | stock | patched`, blanks around the bars as one likes; # begins a comment. */
+static void expected_line(char *b)
+{
+	char cell[600], *f[4], *states, *state;
+	int n = 0;
+
+	for (; n < 4 && (f[n] = strsep(&b, "|\n")); n++)
+		f[n] = trim(f[n]);
+	if (n < 4 || f[0][0] == '#')
+		return;
+	states = strstr(f[1], " / ");
+	if (states) {
+		*states = '\0';
+		states += 3;
+	}
+	while ((state = strsep(&states, " ")) || n) {
+		struct line *l;
+
+		snprintf(cell, sizeof(cell), "%s | %s%s%s", f[0], f[1], state ? " / " : "", state ? state : "");
+		l = line_add(cell);
+		l->column[0] = strdup(f[2]);
+		l->column[1] = strdup(f[3]);
+		n = 0;
+	}
+}
+
 static void expected_read(const char *path)
 {
-	char b[1024], cell[600], *f[4];
+	char b[1024];
 	FILE *in = fopen(path, "re");
 
 	if (!in) {
 		perror(path);
 		exit(2);
 	}
-	while (fgets(b, sizeof(b), in)) {
-		char *s = b;
-		int n = 0;
-		struct line *l;
-
-		while (n < 4 && (f[n] = strsep(&s, "|\n"))) {
-			while (*f[n] == ' ')
-				f[n]++;
-			for (char *e = f[n] + strlen(f[n]); e > f[n] && e[-1] == ' ';)
-				*--e = '\0';
-			n++;
-		}
-		if (b[0] == '#' || n < 4)
-			continue;
-		snprintf(cell, sizeof(cell), "%s | %s", f[0], f[1]);
-		l = line_add(cell);
-		l->column[0] = strdup(f[2]);
-		l->column[1] = strdup(f[3]);
-	}
+	while (fgets(b, sizeof(b), in))
+		expected_line(b);
 	fclose(in);
 }
 
 static const char heading[] =
 	"# What a kernel reports of a protected page after an event, stock 6.12 and with the patches of kernel/: semantics.c runs it, and "
 	"prints\n"
-	"# this file anew with --update. kind | event / state before it | stock | patched\n"
+	"# this file anew with --update. kind | event / states before it | stock | patched\n"
 	"#\n"
 	"# W written; c clean, and the content is as it was; LOST the content changed and the page is said to be clean; W(2M) so are the "
 	"other pages of\n"
@@ -317,16 +334,44 @@ static int by_order(const void *a, const void *b)
 	return (x->order > y->order) - (x->order < y->order);
 }
 
-static size_t longest(size_t a, const char *s)
+/* Length of `kind | event`, without the state. */
+static size_t event_len(const char *cell)
 {
-	return strlen(s) > a ? strlen(s) : a;
+	const char *state = strstr(cell, " / ");
+
+	return state ? (size_t)(state - cell) : strlen(cell);
+}
+
+static bool same_row(const struct line *a, const struct line *b)
+{
+	size_t n = event_len(a->cell);
+
+	return n == event_len(b->cell) && !strncmp(a->cell, b->cell, n) && !strcmp(a->column[0], b->column[0]) &&
+	       !strcmp(a->column[1], b->column[1]);
+}
+
+/* The states of an event that have the same answers are in one row. */
+static void print_row(size_t first, bool *printed)
+{
+	char row[700];
+
+	snprintf(row, sizeof(row), "%s", line[first].cell);
+	for (size_t i = first + 1; i < nr_lines; i++) {
+		if (printed[i] || !same_row(&line[first], &line[i]))
+			continue;
+		strncat(row, line[i].cell + event_len(line[i].cell) + 2, sizeof(row) - strlen(row) - 1);
+		printed[i] = true;
+	}
+	printf("%s | %s | %s\n", row, line[first].column[0], line[first].column[1]);
 }
 
 /* In the order of a complete run, and then without what no cell has; else as the file has it. */
 static void print_updated(bool complete)
 {
-	size_t w[2] = {0};
+	bool *printed = calloc(nr_lines + 1, sizeof(*printed));
 
+	if (!printed)
+		exit(2);
 	if (complete)
 		qsort(line, nr_lines, sizeof(*line), by_order);
 	for (size_t i = 0; i < nr_lines; i++) {
@@ -335,14 +380,13 @@ static void print_updated(bool complete)
 		for (int k = 0; k < 2; k++)
 			if (!line[i].column[k])
 				line[i].column[k] = "?";
-		w[0] = longest(w[0], line[i].cell);
-		w[1] = longest(w[1], line[i].column[0]);
+		printed[i] = complete && !line[i].order;
 	}
-	w[1] = w[1] > 36 ? 36 : w[1];
 	fputs(heading, stdout);
 	for (size_t i = 0; i < nr_lines; i++)
-		if (!complete || line[i].order)
-			printf("%-*s | %-*s | %s\n", (int)w[0], line[i].cell, (int)w[1], line[i].column[0], line[i].column[1]);
+		if (!printed[i])
+			print_row(i, printed);
+	free(printed);
 }
 
 /* ---- all of it */
