@@ -556,6 +556,7 @@ int main(int argc, char **argv)
 	if (left_out)
 		fprintf(stderr, "semantics: %d cells left out for want of --system\n", left_out);
 	if (comparing)
-		printf("semantics: %s column: %d cells not as expected, %d of them not run\n", column_name[opt.written], differ, not_run);
+		printf("semantics: %s column, %d cells not as expected, %d of them not run, of %zu cells\n", column_name[opt.written],
+		       differ, not_run, nr_run);
 	return differ ? 1 : 0;
 }
