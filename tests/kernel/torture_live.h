@@ -373,8 +373,10 @@ static int scan_oracle(const uint32_t *kind)
 	r = session_open(s, &run);
 	wpt_writer_close(s->writer);
 	s->writer = NULL;
-	s->ctl->forbidden = 1ull << OP_GUARD | 1ull << OP_UNGUARD | 1ull << OP_TRUNCATE | 1ull << OP_PUNCH | 1ull << OP_REMOVE |
-			    1ull << OP_PWRITE | mapping_ops;
+	s->ctl->forbidden = 1ull << OP_GUARD | 1ull << OP_UNGUARD | 1ull << OP_TRUNCATE | 1ull << OP_PWRITE | mapping_ops;
+	/* A scan hears of holes from the kernel's tracking alone, and of those in files on a disk only where the target had mapped what was there. */
+	if (!s->ctl->exact || !area_descs[*kind].shared || *kind == AREA_FILE)
+		s->ctl->forbidden |= 1ull << OP_PUNCH | 1ull << OP_REMOVE;
 	if (!r) {
 		uint64_t pages = area_pages(&s->ctl->areas[0]);
 

@@ -8,7 +8,7 @@ cd "$(dirname "$0")/../.." || exit 1
 [ $# -ge 2 ] || { echo "usage: proof.sh STOCK PATCHED [BUILD]" >&2; exit 2; }
 stock=$1 patched=$2
 B=$(realpath "${3:-${WPT_BUILD:-build}}")
-read -ra kinds <<<"${PROOF_KINDS:-shared-anon memfd hugetlb file-private}"
+read -ra kinds <<<"${PROOF_KINDS:-live-scan-shared-anon live-scan-memfd live-scan-hugetlb hugetlb-private file-private}"
 export WPT_TORTURE_COMPENSATION=off WPT_SEED=${WPT_SEED:-20} WPT_STEPS=${WPT_STEPS:-400}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
