@@ -250,6 +250,7 @@ static void perform(struct area *a, const unsigned *weight, unsigned total, stru
 	err = ops[i].run(a, &r, &own);
 	tot->ops++;
 	tot->failed += err != 0;
+	(err ? tot->refused_by : tot->done_by)[i]++;
 	if (ops[i].run == op_truncate || ops[i].run == op_resize)
 		r.n = a->nr - r.u;
 	for (size_t u = r.u; u < r.u + r.n; u++)
@@ -419,7 +420,8 @@ static void round_of(struct area *a, const unsigned *weight, unsigned total, str
 		munmap(observed, a->nr);
 	if (chance(g, 20)) {
 		munlock(a->base, a->bytes);
-		madvise(a->base, a->bytes, a->desc->thp ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+		if (a->desc->thp)
+			madvise(a->base, a->bytes, MADV_HUGEPAGE);
 		madvise(a->base, a->bytes, MADV_UNMERGEABLE);
 	}
 }
@@ -549,6 +551,8 @@ static int run_kind(enum kind k, bool say)
 	struct totals before = *tot;
 	int err = 0;
 
+	memset(tot->done_by, 0, sizeof(tot->done_by));
+	memset(tot->refused_by, 0, sizeof(tot->refused_by));
 	while (left && now() < deadline) {
 		struct rng g = derive(cfg.seed, k, number, 2);
 		uint64_t n = below(&g, 30) + 5;
@@ -571,7 +575,11 @@ static int run_kind(enum kind k, bool say)
 	       kinds[k].name, tot->rounds - before.rounds, tot->ops - before.ops, tot->failed - before.failed, tot->reported - before.reported,
 	       tot->over - before.over, tot->late - before.late, tot->lost - before.lost, tot->forgotten - before.forgotten);
 	if (cfg.verbose) {
-		printf("#   reported without a change, by the last operation:");
+		printf("#   done and refused:");
+		for (unsigned i = 0; i < NR_OPS; i++)
+			if (tot->done_by[i] || tot->refused_by[i])
+				printf(" %s %" PRIu64 "/%" PRIu64, ops[i].name, tot->done_by[i], tot->refused_by[i]);
+		printf("\n#   reported without a change, by the last operation:");
 		for (unsigned i = 0; i < 256; i++)
 			if (tot->over_by[i] > before.over_by[i])
 				printf(" %s %" PRIu64, i == 255 ? "none" : hist_name(i), tot->over_by[i] - before.over_by[i]);

@@ -145,6 +145,7 @@ struct config {
 struct totals {
 	uint64_t rounds, ops, failed, reported, over, lost, forgotten, late;
 	uint64_t over_by[256];
+	uint64_t done_by[64], refused_by[64]; /* of one kind */
 };
 
 static struct config cfg;

@@ -249,11 +249,26 @@ static int op_advise(struct area *a, const struct range *r, struct rng *g)
 	return sys(madvise(r->p, r->bytes, advice[below(g, sizeof(advice) / sizeof(*advice))]));
 }
 
+/* The kernel refuses where a page is protected: mostly the whole huge page is made written first. */
 static int op_collapse(struct area *a, const struct range *r, struct rng *g)
 {
-	(void)a;
-	(void)g;
-	return sys(madvise(r->p, r->bytes, MADV_COLLAPSE));
+	struct range h = *r;
+
+	if (chance(g, 70)) {
+		uintptr_t p = ((uintptr_t)r->p + HUGE - 1) / HUGE * HUGE;
+
+		if (p + HUGE > (uintptr_t)a->base + a->bytes)
+			p -= HUGE;
+		if (p < (uintptr_t)a->base)
+			return -EINVAL;
+		h = (struct range){ (p - (uintptr_t)a->base) / PAGE, HUGE / PAGE, (char *)p, HUGE };
+		if (!uffd_protect(a, h.p, h.bytes, false))
+			for (size_t u = h.u; u < h.u + h.n; u++)
+				set_must(a, u);
+		if (chance(g, 80))
+			madvise(h.p, h.bytes, chance(g, 20) ? MADV_POPULATE_READ : MADV_POPULATE_WRITE);
+	}
+	return sys(madvise(h.p, h.bytes, MADV_COLLAPSE));
 }
 
 static int op_populate_read(struct area *a, const struct range *r, struct rng *g)
@@ -481,8 +496,6 @@ static int map_units(struct area *a, const struct range *r)
 		return -errno;
 	if (a->desc->thp)
 		madvise(r->p, r->bytes, MADV_HUGEPAGE);
-	else if (a->unit == PAGE)
-		madvise(r->p, r->bytes, MADV_NOHUGEPAGE);
 	return 0;
 }
 
