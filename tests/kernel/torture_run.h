@@ -391,8 +391,11 @@ static int session_tracker(struct session *s)
 {
 	struct wpt_tracker_options to = { .size = sizeof(to), .flags = s->run->track_flags, .log = say_library, .stop_timeout_ms = 1000 };
 	char chain[300];
-	int r = way_tracker(&s->tracker, s->run->attached ? s->child : 0, &to);
+	int r, tries = 0;
 
+	do
+		r = way_tracker(&s->tracker, s->run->attached ? s->child : 0, &to);
+	while (r == -WPT_E_STOP_TIMEOUT && ++tries < 100);
 	for (unsigned i = 0; i < s->ctl->nr_areas && !r && !s->run->all; i++) {
 		struct area *a = &s->ctl->areas[i];
 		struct wpt_range range = { .size = sizeof(range), .start = a->start, .end = a->end, .name = area_desc(a)->name };
