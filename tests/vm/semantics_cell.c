@@ -300,16 +300,20 @@ static void uffd_open(struct cell *c)
 
 /* ---- memory */
 
+/*
+ * Always the same places, next to a page that is mapped: whether there is a table of PMDs makes a difference to how stock scans hugetlb,
+ * and chance must not decide it. Behind each is room to grow.
+ */
 char *map_aligned(struct cell *c, size_t len, int flags, int fd)
 {
-	size_t room = 2 * len + 2 * HPG;
-	char *r = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *at;
+	static uintptr_t next = 0x600000000000;
+	char *at = (char *)(next + HPG);
 
-	if (r == MAP_FAILED)
+	if (next == 0x600000000000 && mmap((void *)next, PG, PROT_READ | PROT_WRITE,
+					   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, -1, 0) != (void *)next)
 		cell_error(c, "mmap");
-	at = (char *)(((uintptr_t)r + HPG - 1) & ~(HPG - 1));
-	munmap(r, room);
-	at = mmap(at, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
+	next += 2 * HPG + (2 * len + HPG - 1) / HPG * HPG;
+	at = mmap(at, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE, fd, 0);
 	if (at == MAP_FAILED && errno == ENOMEM && (c->kind->flags & K_HUGETLB))
 		cell_na(c, "too few huge pages");
 	if (at == MAP_FAILED)
