@@ -249,8 +249,20 @@ static inline int count_fds(pid_t pid)
 	return n;
 }
 
+/* Asked once, by the first fixture: probing attaches to a child of its own, of which the parent may hear. */
+static inline bool can_track(void)
+{
+	static int known = -1;
+	struct wpt_probe p = { .size = sizeof(p) };
+
+	if (known < 0)
+		known = wpt_probe(&p) == 0 && p.features & WPT_F_ASYNC;
+	return known;
+}
+
 static inline void fixture_start(struct fixture *f, const char *mode, uid_t uid)
 {
+	can_track();
 	memset(f, 0, sizeof(*f));
 	f->memfd = memfd_create("shared", MFD_CLOEXEC);
 	assert_true(f->memfd >= 0);
@@ -309,12 +321,6 @@ static inline void fixture_kill(struct fixture *f)
 	close(f->pipe[1]);
 }
 
-static inline bool can_track(void)
-{
-	struct wpt_probe p = { .size = sizeof(p) };
-
-	return wpt_probe(&p) == 0 && p.features & WPT_F_ASYNC;
-}
 
 static inline void needs_tracking(void)
 {
