@@ -12,19 +12,7 @@ work=$(mktemp -d -p "$B")
 trap 'rm -rf "$work"' EXIT
 cflags=(-std=gnu11 -O2 -g -w -pthread -fvisibility=hidden -Iinclude -Ilibwptrack)
 read -ra pkg < <(pkg-config --cflags --libs libzstd libxxhash liburcu-bp cmocka)
-n=0
-bad=0
-
-result() { # OK NAME [WHY]
-	n=$((n + 1))
-	if [ "$1" = 0 ]; then
-		echo "ok $n - $2"
-	else
-		[ -f "$work/out" ] && tail -20 "$work/out" | sed 's/^/# /'
-		echo "not ok $n - $2: $3"
-		bad=1
-	fi
-}
+. tests/tap.sh
 
 run=()
 limit=300
@@ -58,7 +46,7 @@ plant_in() {
 	fi
 	if ! $CC "${cflags[@]}" -c "$work/$file" -o "$work/planted.o" "${pkg[@]}" 2>"$work/out" ||
 		! $CC "${cflags[@]}" "tests/kernel/$test.c" "$work/planted.o" "$B/libwptrack.a" "${pkg[@]}" -o "$work/test" 2>"$work/out"; then
-		result 1 "$name" "does not build"
+		result 1 "$name" "does not build" "$work/out"
 		return
 	fi
 	if [ "$try" = no ]; then
@@ -71,9 +59,9 @@ plant_in() {
 		seed=
 	done
 	if [ -z "$seed" ]; then
-		result 1 "$name" "was not noticed by $test ($only)"
+		result 1 "$name" "was not noticed by $test ($only)" "$work/out"
 	elif ! grep -qE "$sign" "$work/out"; then
-		result 1 "$name" "failed otherwise than by '$sign'"
+		result 1 "$name" "failed otherwise than by '$sign'" "$work/out"
 	else
 		result 0 "$name"
 	fi
@@ -153,5 +141,4 @@ plant_written 'WP_WRITTEN: private pages that are in swap are read from the file
 plant_written 'WP_WRITTEN is counted on and not asked for' target.c \
 	's/uffd == WPT_UFFD_WRITTEN \? UFFD_FEATURE_WP_WRITTEN : 0/0/' \
 	torture_test memfd "$wrong"
-echo "1..$n"
-exit $bad
+tap_end
