@@ -255,14 +255,21 @@ struct peer_link peer_link_of(const char *line)
 	};
 }
 
-struct peer_link peer_save(pid_t pid, const char *range)
+struct peer_link peer_save(pid_t pid, const char *range, const char *option)
 {
 	const char *file = peer_path("save.wps"), *line;
 	char text[16];
-	const char *argv[] = { peer_wpsnap(), "save", text, "-o", file, "--json", range ? "--range" : NULL, range, NULL };
+	const char *argv[10] = { peer_wpsnap(), "save", text, "-o", file, "--json" };
 	struct peer_link link;
+	unsigned int n = 6;
 	uint64_t wall, kib;
 
+	if (option)
+		argv[n++] = option;
+	if (range) {
+		argv[n++] = "--range";
+		argv[n++] = range;
+	}
 	snprintf(text, sizeof(text), "%d", (int)pid);
 	unlink(file);
 	wall = peer_run("wpsnap-save", argv, &kib);

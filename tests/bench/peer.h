@@ -42,8 +42,8 @@ struct peer_link {
 	double wall_ms;   /* of the process, with attaching and its end */
 };
 
-/* `wpsnap save PID`, of one range if `range` is not NULL, to a file in the folder, which is removed. */
-struct peer_link peer_save(pid_t pid, const char *range);
+/* `wpsnap save PID`, of one range if `range` is not NULL, to a file in the folder, which is removed; `option` is one more, or NULL. */
+struct peer_link peer_save(pid_t pid, const char *range, const char *option);
 /* What a line of `wpsnap --json` says of a link. */
 struct peer_link peer_link_of(const char *line);
 

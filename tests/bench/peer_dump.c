@@ -83,7 +83,7 @@ static void by_wpsnap(struct figures *f)
 	struct peer_link link;
 
 	target.shared[LONGEST_NS] = 0;
-	link = peer_save(target.pid, NULL);
+	link = peer_save(target.pid, NULL, NULL);
 	figures_add(f, link.wall_ms, link.stored_mib);
 	bench_series_add(&f->said, link.pause_ms);
 }
