@@ -472,7 +472,8 @@ static void set_options(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "value", 1, NULL, 'v' }, { "connections", 1, NULL, 'c' }, { "depth", 1, NULL, 'd' },
-		{ "rate", 1, NULL, 'r' }, { "seconds", 1, NULL, 't' }, { "links", 1, NULL, 'l' }, { "rounds", 1, NULL, 'n' }, { 0 }
+		{ "rate", 1, NULL, 'r' }, { "seconds", 1, NULL, 't' }, { "links", 1, NULL, 'l' }, { "rounds", 1, NULL, 'n' },
+		{ "help", 0, NULL, 'h' }, { 0 }
 	};
 	int c;
 
@@ -488,6 +489,7 @@ static void set_options(int argc, char **argv)
 		case 't': config.seconds = number(optarg, 1, 1000); break;
 		case 'l': config.links = number(optarg, 2, 32); break;
 		case 'n': config.rounds = number(optarg, 1, 8); break;
+		case 'h': fputs(usage, stdout); exit(0);
 		default: fputs(usage, stderr); exit(2);
 		}
 	}

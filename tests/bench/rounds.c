@@ -165,8 +165,10 @@ struct figures {
 
 static void figures_init(struct figures *f, unsigned int threads, uint64_t sink)
 {
-	bench_series_init(&f->forked, "ms", "%u threads%s: fork()", threads, sink ? ", throttled sink" : "");
-	bench_series_init(&f->pause, "ms", "  link: pause, p50");
+	const char *s = threads > 1 ? "s" : "", *slow = sink ? ", slow sink" : "";
+
+	bench_series_init(&f->forked, "ms", "%u thread%s%s: fork()", threads, s, slow);
+	bench_series_init(&f->pause, "ms", "%u thread%s%s: pause", threads, s, slow);
 	bench_series_init(&f->dirty, "MiB", "  dirty");
 	bench_series_init(&f->stored, "MiB", "  stored");
 	bench_series_init(&f->total, "ms", "  time of the link");
@@ -192,17 +194,24 @@ static void take(struct bench_target *t, struct wpt_writer *w, struct figures *f
 	bench_series_add(&f->rate, (double)(written * BENCH_PAGE) / (double)t0 * 1e3);
 }
 
+static void row_as(const struct bench_series *s, const char *as, const struct bench_series *peer, const struct bench_aim *aim)
+{
+	struct bench_series row = *s;
+	size_t len = strlen(row.what);
+
+	snprintf(row.what + len, sizeof(row.what) - len, ", %s", as);
+	bench_row(&row, peer, aim);
+}
+
 static void figures_print(struct figures *f)
 {
 	double gib = (double)config.bytes / (double)BENCH_GIB;
 	const struct bench_aim p50 = { BENCH_MEDIAN, false, 1 + 1.3 * gib }, p99 = { BENCH_P99, false, 5 }, share = { BENCH_RATIO, false, 0.1 };
 
 	bench_row(&f->forked, NULL, NULL);
-	bench_row(&f->pause, NULL, &p50);
-	snprintf(f->pause.what, sizeof(f->pause.what), "  link: pause, p99");
-	bench_row(&f->pause, NULL, &p99);
-	snprintf(f->pause.what, sizeof(f->pause.what), "  link: pause, to fork()");
-	bench_row(&f->pause, &f->forked, &share);
+	row_as(&f->pause, "p50", NULL, &p50);
+	row_as(&f->pause, "p99", NULL, &p99);
+	row_as(&f->pause, "to fork()", &f->forked, &share);
 	bench_row(&f->dirty, NULL, NULL);
 	bench_row(&f->stored, NULL, NULL);
 	bench_row(&f->total, NULL, NULL);
@@ -280,7 +289,7 @@ static void set_options(int argc, char **argv)
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "working-set", 1, NULL, 'w' }, { "slow-set", 1, NULL, 'W' }, { "rate", 1, NULL, 'r' },
 		{ "staging", 1, NULL, 'm' }, { "slow-sink", 1, NULL, 'S' }, { "threads", 1, NULL, 't' }, { "links", 1, NULL, 'n' },
-		{ "every", 1, NULL, 'e' }, { "level", 1, NULL, 'l' }, { 0 }
+		{ "every", 1, NULL, 'e' }, { "level", 1, NULL, 'l' }, { "help", 0, NULL, 'h' }, { 0 }
 	};
 	unsigned long links;
 	int c;
@@ -303,6 +312,7 @@ static void set_options(int argc, char **argv)
 			break;
 		case 'e': config.every_ms = (unsigned int)strtoul(optarg, NULL, 10); break;
 		case 'l': config.level = atoi(optarg); break;
+		case 'h': fputs(usage, stdout); exit(0);
 		default: fputs(usage, stderr); exit(2);
 		}
 	}
@@ -334,7 +344,7 @@ int main(int argc, char **argv)
 	for (unsigned int i = 0; i < config.nr_cases && config.slow_sink; i++)
 		measure(&t, tracker, config.nr_threads[i], config.slow_sink);
 	if (config.slow_sink)
-		bench_note("throttled sink: %.0f MB/s; there the working set is %s", (double)config.slow_sink / 1e6,
+		bench_note("slow sink: %.0f MB/s; there the working set is %s", (double)config.slow_sink / 1e6,
 			   bench_bytes(config.slow_set < config.bytes ? config.slow_set : config.bytes));
 	wpt_tracker_close(tracker);
 	bench_target_stop(&t);
