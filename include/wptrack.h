@@ -446,6 +446,13 @@ WPT_API int wpt_chain_open_memory(struct wpt_chain **out, const void *data, size
 
 WPT_API void wpt_chain_close(struct wpt_chain *c);
 
+/*
+ * Threads that restores of this chain may use, and merges that do not say; 0: one per CPU, at most 8, which holds until this is called. They
+ * live for one call, with all signals blocked, and are only started for more than 8 MiB of data. wpt_chain_read() never starts any.
+ * Errors: -EINVAL (more than 256). Since 0.1.
+ */
+WPT_API int wpt_chain_set_threads(struct wpt_chain *c, uint32_t nr_threads);
+
 struct wpt_chain_info {
 	size_t size;
 	char chain_id[33];
