@@ -68,6 +68,7 @@ struct wpt_scatter {
 	/* So many bytes of data more were taken: on the caller's thread. May be NULL. */
 	int (*progress)(void *arg, uint64_t bytes);
 	void *arg;
+	uint32_t window;    /* runs that are sorted at a time, 0: as many as pays */
 };
 
 /*

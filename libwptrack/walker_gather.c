@@ -330,7 +330,7 @@ int wpt_chain_scatter(struct wpt_chain *c, uint64_t start, uint64_t end, uint32_
 
 	x.sweep.take = scatter_take;
 	x.sweep.arg = &x;
-	rc = sweep_open(&x.sweep, c, start, end, nr_threads, SCATTER_RUNS);
+	rc = sweep_open(&x.sweep, c, start, end, nr_threads, to->window ? to->window : SCATTER_RUNS);
 	if (!rc)
 		rc = scatter_all(&x);
 	sweep_close(&x.sweep);
