@@ -323,12 +323,18 @@ enum wpt_dest {
 	WPT_DEST_FD = 3       /* links are written to .fd one after the other, a pipe will do; `path` is NULL */
 };
 
+/*
+ * A level that follows the sink: it begins at 1, goes up to at most 9 while compressed data waits for the sink, and down again while
+ * the sink waits for it. It is kept from link to link, and needs one thread more. What the page cache takes at once is no slow sink.
+ */
+#define WPT_LEVEL_ADAPTIVE 1000
+
 struct wpt_writer_options {
 	size_t size;
 	uint32_t dest;             /* enum wpt_dest */
 	uint32_t flags;            /* enum wpt_writer_flags */
 	int fd;                    /* for WPT_DEST_FD; stays the caller's */
-	int level;                 /* zstd level, -100 to 19; 0: 1 */
+	int level;                 /* zstd level, -100 to 19, or WPT_LEVEL_ADAPTIVE; 0: 1 */
 	uint32_t nr_threads;       /* that compress, 0: one per CPU, at most 8 */
 	uint32_t reserved;         /* 0 */
 	uint64_t staging_bytes;    /* bound on copied pages not yet written, 0: 256 MiB; at least 4 MiB */
@@ -416,6 +422,7 @@ struct wpt_take_stats {
 	uint64_t nr_skipped;        /* mappings skipped */
 	uint64_t staging_waits;     /* times that the copy waited for staging memory */
 	uint64_t swapped_in;        /* pages read back from swap */
+	int64_t level;              /* zstd level of the last page data that was compressed */
 };
 
 /*

@@ -193,7 +193,7 @@ int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merg
 	struct wpt_sink *sink = NULL;
 	int rc = wpt_options_copy(&o, sizeof(o), options, sizeof(o));
 
-	if (!rc && (o.level < -100 || o.level > 19 || o.nr_threads > 256))
+	if (!rc && (!wpt_layer_level_valid(o.level) || o.nr_threads > 256))
 		rc = -EINVAL;
 	m.nr_threads = o.nr_threads ? WPT_MIN(o.nr_threads, WPT_PIPE_THREADS_MAX) : wpt_chain_nr_threads(c);
 	if (!rc)
