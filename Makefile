@@ -103,6 +103,12 @@ $(BENCH): $(B)/%: %.c $$(shared_of) $(B)/libwptrack.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(LIB_CFLAGS) -Itests -MMD -MP $< $(shared_of) $(LDFLAGS) $(B)/libwptrack.a $(LIBS) -lm -o $@
 
+# A guest for QEMU: without a system, 32 bit, and its header within the first 8 KiB of the file.
+$(B)/tests/bench/guest.elf: tests/bench/guest/guest.c
+	@mkdir -p $(@D)
+	$(CC) -std=gnu11 -O2 -Wall -Wextra $(WERROR) -m32 -mno-sse -mno-mmx -ffreestanding -fno-pic -fno-stack-protector -fcf-protection=none \
+		-fno-asynchronous-unwind-tables -no-pie -static -nostdlib -Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments $< -o $@
+
 $(HELPERS): $(B)/%: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) -pthread -o $@
@@ -151,6 +157,12 @@ deps:
 bench: all $(BENCH)
 	@tests/bench/run.sh $(B)/tests/bench
 
+# Beside what others offer: Redis, QEMU, gcore, CRIU where there is one, and the kernel's own means. Ten minutes.
+bench-peers:
+	scripts/deps build peers
+	@$(MAKE) -s B=$(B) all $(BENCH) $(if $(filter x86_64,$(shell uname -m)),$(B)/tests/bench/guest.elf)
+	@WPT_REPEATS=$(or $(WPT_REPEATS),30) tests/bench/run.sh $(B)/tests/bench first_write rounds scale peer_dump peer_qemu peer_redis
+
 fuzz: $(FUZZ)
 	scripts/run-fuzz $(FUZZ_SECONDS) $^
 
@@ -160,6 +172,10 @@ kernel:
 
 check-kernel: all tests $(VM)
 	scripts/kernel-check $(B)
+
+# What the patch saves and costs; for an idle machine.
+figures: all $(BENCH)
+	tests/vm/figures.sh $(B)
 
 check-layers:
 	scripts/check-layers
@@ -205,7 +221,7 @@ clean:
 	rm -rf $(B)
 
 FORCE:
-.PHONY: all tests check check-unit demo deps bench fuzz kernel check-kernel check-layers check-style check-install check-abi \
+.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel figures check-layers check-style check-install check-abi \
 	install uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:

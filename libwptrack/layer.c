@@ -542,6 +542,11 @@ static int head_write(struct wpt_layer_writer *w)
 	return wpt_layer_index_block(&w->index, bytes, wpt_fmt_head_encode(h, bytes));
 }
 
+uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w)
+{
+	return w->kit->data;
+}
+
 int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, const struct wpt_layer_params *params)
 {
 	struct wpt_layer_writer *w;

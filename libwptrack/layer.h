@@ -80,6 +80,9 @@ struct wpt_layer_range {
 
 struct wpt_layer_writer;
 
+/* Where the memory of all batches begins. */
+uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w);
+
 /*
  * Without a kit: starts threads (all signals blocked), warms the compressors up so that they do not allocate later. Writes the head.
  * `sink` stays the caller's; writes to it are gathered, so that its errors may come with a later call. A link without a parent is full.

@@ -34,7 +34,7 @@ struct bench_series {
 	unsigned int n;
 };
 
-enum bench_on { BENCH_NO_AIM, BENCH_RATIO, BENCH_MEDIAN, BENCH_MAX };
+enum bench_on { BENCH_NO_AIM, BENCH_RATIO, BENCH_MEDIAN, BENCH_P99, BENCH_MAX };
 
 struct bench_aim {
 	enum bench_on on;

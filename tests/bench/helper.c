@@ -174,7 +174,7 @@ void bench_row(const struct bench_series *s, const struct bench_series *peer, co
 		if (aim->on == BENCH_RATIO)
 			judged = ratio;
 		else
-			judged = quantile(v, s->n, aim->on == BENCH_MAX ? 1 : 0.5);
+			judged = quantile(v, s->n, aim->on == BENCH_MAX ? 1 : aim->on == BENCH_P99 ? 0.99 : 0.5);
 		snprintf(text, sizeof(text), "%s %.4g", aim->at_least ? ">=" : "<=", aim->limit);
 		printf("  %-10s %s", text, (aim->at_least ? judged >= aim->limit : judged <= aim->limit) ? "yes" : "NO");
 	}

@@ -40,13 +40,13 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -W 'auto' -- "$cur")
 		return
 		;;
-	--every | --count | --threads | --range | --staging)
+	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
 		return
 		;;
 	esac
 	if [[ $cur == -* ]]; then
 		compopt +o filenames 2>/dev/null
-		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse
+		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds --target-pause --stop-timeout
 			--registers --cmdline --json --quiet'
 		case $cmd in
 		probe | info) take='--json' ;;

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A guest under QEMU (TCG) that keeps writing a little: QEMU's own background-snapshot, which is a migration to a file from memory that
+ * userfaultfd protects synchronously, beside `wpsnap save` of the guest's memory from outside. The guest is tests/bench/guest/guest.c.
+ *
+ * Theirs: stopped is the time between the events STOP and RESUME; ours: the pause that wpsnap reports, in which all threads of QEMU stand
+ * still. Ours is the memory alone: the state of the devices comes over QMP in some milliseconds more.
+ */
+#include "peer.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#define PAGES_A_TICK 25u   /* 10 MB/s at 100 ticks a second */
+
+static uint64_t ram, filled;
+static FILE *monitor;
+static double stopped_at, resumed_at;   /* seconds */
+
+/* ---- QMP: one JSON object a line, and no more of it is understood than is needed ---- */
+
+static double event_time(const char *line)
+{
+	return peer_number(line, "seconds") + peer_number(line, "microseconds") / 1e6;
+}
+
+static const char *qmp_line(void)
+{
+	static char line[1 << 16];
+
+	if (!fgets(line, sizeof(line), monitor))
+		peer_fail("qemu", "the monitor's connection ended");
+	if (strstr(line, "\"event\": \"STOP\""))
+		stopped_at = event_time(line);
+	else if (strstr(line, "\"event\": \"RESUME\""))
+		resumed_at = event_time(line);
+	return line;
+}
+
+static const char *qmp(const char *command)
+{
+	const char *line;
+
+	if (fprintf(monitor, "%s\n", command) < 0 || fflush(monitor))
+		peer_fail("qemu", "the monitor's connection ended");
+	do
+		line = qmp_line();
+	while (strncmp(line, "{\"return\"", 9) && strncmp(line, "{\"error\"", 8));
+	if (line[2] == 'e') {
+		fprintf(stderr, "%s\n%s", command, line);
+		exit(1);
+	}
+	return line;
+}
+
+static void qmp_connect(const char *path, pid_t qemu)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	uint64_t deadline = bench_now_ns() + 30000000000u;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	bench_check_errno(fd < 0, "socket");
+	bench_check_errno(strlen(path) >= sizeof(addr.sun_path), path);
+	strcpy(addr.sun_path, path);
+	while (connect(fd, (struct sockaddr *)&addr, sizeof(addr))) {
+		if (!peer_alive(qemu) || bench_now_ns() > deadline)
+			peer_fail("qemu", "does not answer");
+		usleep(20000);
+	}
+	monitor = fdopen(fd, "r+");
+	bench_check_errno(!monitor, "fdopen");
+	qmp_line();
+	qmp("{\"execute\": \"qmp_capabilities\"}");
+}
+
+/* ---- the guest ---- */
+
+static const char *guest_path(void)
+{
+	static char path[512];
+	ssize_t n = readlink("/proc/self/exe", path, sizeof(path) - 16);
+
+	bench_check_errno(n < 0, "/proc/self/exe");
+	path[n] = 0;
+	strcpy(strrchr(path, '/') + 1, "guest.elf");
+	return path;
+}
+
+static pid_t guest_start(bool shared)
+{
+	char memory[256], append[32], console[192], socket[192], qmp_option[224];
+	uint64_t deadline = bench_now_ns() + 120000000000u;
+	const char *argv[] = {
+		"qemu-system-x86_64", "-accel", "tcg,tb-size=64", "-object", memory, "-machine", "q35,memory-backend=ram", "-m", NULL,
+		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", append, "-debugcon", console,
+		"-qmp", qmp_option, NULL,
+	};
+	char size[32];
+	pid_t pid;
+
+	snprintf(size, sizeof(size), "%lluM", (unsigned long long)(ram >> 20));
+	argv[8] = size;
+	if (shared)
+		snprintf(memory, sizeof(memory), "memory-backend-file,id=ram,size=%s,mem-path=%s,share=on", size, peer_path("guest.ram"));
+	else
+		snprintf(memory, sizeof(memory), "memory-backend-ram,id=ram,size=%s", size);
+	snprintf(append, sizeof(append), "%llu %u", (unsigned long long)(filled >> 20), PAGES_A_TICK);
+	snprintf(console, sizeof(console), "file:%s", peer_path("console"));
+	snprintf(socket, sizeof(socket), "%s", peer_path("qmp.sock"));
+	snprintf(qmp_option, sizeof(qmp_option), "unix:%s,server=on,wait=off", socket);
+	unlink(peer_path("console"));
+	pid = peer_start("qemu", argv);
+	qmp_connect(socket, pid);
+	while (!strstr(peer_text(peer_path("console")), "filled")) {
+		if (!peer_alive(pid) || bench_now_ns() > deadline)
+			peer_fail("qemu", "the guest did not fill its memory");
+		usleep(20000);
+	}
+	return pid;
+}
+
+static void guest_stop(pid_t pid)
+{
+	fclose(monitor);
+	peer_stop(pid);
+	unlink(peer_path("guest.ram"));
+}
+
+/* "START-END" of the mapping that is as large as the guest's memory. */
+static void find_ram(pid_t pid, char spec[64])
+{
+	unsigned long long start, end;
+	char path[64], line[512];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
+	f = fopen(path, "re");
+	bench_check_errno(!f, path);
+	spec[0] = 0;
+	while (fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "%llx-%llx", &start, &end) == 2 && end - start == ram)
+			snprintf(spec, 64, "%llx-%llx", start, end);
+	}
+	fclose(f);
+	if (!spec[0])
+		peer_fail("qemu", "no mapping of the guest's memory");
+}
+
+/* ---- the two ways to save ---- */
+
+struct figures {
+	struct bench_series stopped, time, stored;
+};
+
+static void figures_init(struct figures *f, const char *who)
+{
+	bench_series_init(&f->stopped, "ms", "%s: guest stopped", who);
+	bench_series_init(&f->time, "ms", "%s: time", who);
+	bench_series_init(&f->stored, "MiB", "%s: stored", who);
+}
+
+static void by_qemu(struct figures *f)
+{
+	const char *file = peer_path("guest.migration"), *answer;
+	char command[512];
+	uint64_t t0;
+
+	stopped_at = resumed_at = 0;
+	snprintf(command, sizeof(command), "{\"execute\": \"migrate\", \"arguments\": {\"uri\": \"exec:cat >%s\"}}", file);
+	t0 = bench_now_ns();
+	qmp(command);
+	while (answer = qmp("{\"execute\": \"query-migrate\"}"), !strstr(answer, "\"status\": \"completed\"")) {
+		if (strstr(answer, "\"status\": \"failed\"") || strstr(answer, "\"status\": \"cancelled\"")) {
+			fprintf(stderr, "%s", answer);
+			exit(1);
+		}
+		usleep(10000);
+	}
+	t0 = bench_now_ns() - t0;
+	if (!strstr(qmp("{\"execute\": \"query-status\"}"), "\"running\": true") || resumed_at <= stopped_at || !stopped_at)
+		peer_fail("qemu", "the guest does not run on after background-snapshot");
+	bench_series_add(&f->stopped, (resumed_at - stopped_at) * 1e3);
+	bench_series_add(&f->time, (double)t0 / 1e6);
+	bench_series_add(&f->stored, (double)peer_file_size(file) / (double)BENCH_MIB);
+	unlink(file);
+}
+
+static void by_wpsnap(struct figures *f, pid_t qemu, const char *range)
+{
+	/* Nobody else has the file; to find that out takes a look at every process, which not every user may have. */
+	struct peer_link link = peer_save(qemu, range, "--assume-sole-writer");
+
+	bench_series_add(&f->stopped, link.pause_ms);
+	bench_series_add(&f->time, link.wall_ms);
+	bench_series_add(&f->stored, link.stored_mib);
+}
+
+static void measure(bool shared, unsigned int repeats)
+{
+	const struct bench_aim less = { BENCH_RATIO, false, 1 };
+	struct figures ours, theirs;
+	char range[64];
+	pid_t qemu = guest_start(shared);
+
+	find_ram(qemu, range);
+	qmp("{\"execute\": \"migrate-set-capabilities\", \"arguments\": {\"capabilities\": "
+	    "[{\"capability\": \"background-snapshot\", \"state\": true}]}}");
+	/* By default 128 MiB a second. */
+	qmp("{\"execute\": \"migrate-set-parameters\", \"arguments\": {\"max-bandwidth\": 100000000000}}");
+	figures_init(&theirs, "background-snapshot");
+	figures_init(&ours, "wpsnap save");
+	for (unsigned int i = 0; i < repeats; i++) {
+		by_qemu(&theirs);
+		by_wpsnap(&ours, qemu, shared ? "guest.ram" : range);
+	}
+	guest_stop(qemu);
+	bench_table("QEMU guest of %s, %s of it filled, %s memory, %u repeats", bench_bytes(ram), bench_bytes(filled),
+		    shared ? "shared (a file in tmpfs)" : "private", repeats);
+	bench_row(&theirs.stopped, NULL, NULL);
+	bench_row(&ours.stopped, &theirs.stopped, &less);
+	bench_row(&theirs.time, NULL, NULL);
+	bench_row(&ours.time, &theirs.time, NULL);
+	bench_row(&theirs.stored, NULL, NULL);
+	bench_row(&ours.stored, &theirs.stored, NULL);
+	bench_note("wpsnap save --assume-sole-writer: the memory alone, without the state of the devices; theirs is with it");
+}
+
+int main(void)
+{
+	unsigned int repeats = (bench_repeats(30) + 5) / 6;
+
+	bench_need(WPT_F_ASYNC | WPT_F_PTRACE);
+	peer_need("qemu-system-x86_64", "qemu-system-x86");
+	if (access(guest_path(), R_OK)) {
+		printf("skipped: there is no %s (it is built where gcc knows -m32)\n", guest_path());
+		return 77;
+	}
+	ram = bench_size(BENCH_GIB);
+	if (ram < 64 * BENCH_MIB)
+		ram = 64 * BENCH_MIB;
+	filled = ram / 2;
+	measure(true, repeats);
+	measure(false, repeats);
+	return 0;
+}
