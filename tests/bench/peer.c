@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +20,15 @@
 
 static char folder[64];
 static pid_t started[MAX_STARTED], owner;
+static atomic_bool ending;
 
+/* Once: a thread whose server just went away must not end the program in the middle of it. */
 static void end_all(void)
 {
 	if (owner != getpid())
 		return;
+	while (atomic_exchange(&ending, true))
+		pause();
 	for (unsigned int i = 0; i < MAX_STARTED; i++) {
 		if (started[i]) {
 			kill(started[i], SIGKILL);
@@ -35,6 +40,9 @@ static void end_all(void)
 
 static void on_signal(int signal)
 {
+	/* This may be the thread that is ending it all. */
+	if (atomic_load(&ending))
+		return;
 	end_all();
 	_exit(128 + signal);
 }
