@@ -173,6 +173,10 @@ kernel:
 check-kernel: all tests $(VM)
 	scripts/kernel-check $(B)
 
+# What the patch saves and costs; for an idle machine.
+figures: all $(BENCH)
+	tests/vm/figures.sh $(B)
+
 check-layers:
 	scripts/check-layers
 
@@ -217,8 +221,8 @@ clean:
 	rm -rf $(B)
 
 FORCE:
-.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel check-layers check-style check-install check-abi \
-	install uninstall clean FORCE
+.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel figures check-layers check-style check-install \
+	check-abi install uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

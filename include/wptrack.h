@@ -331,7 +331,11 @@ struct wpt_writer_options {
 	int level;                 /* zstd level, -100 to 19; 0: 1 */
 	uint32_t nr_threads;       /* that compress, 0: one per CPU, at most 8 */
 	uint32_t reserved;         /* 0 */
-	uint64_t staging_bytes;    /* bound on copied pages not yet written, 0: 256 MiB; at least 4 MiB */
+	/*
+	 * Bound on copied pages not yet written, 0: 256 MiB; at least 4 MiB. While what is written between two links fits in here, the pause
+	 * does not depend on how fast links can be written; beyond it the target stands still for longer, or see WPT_TAKE_REFUSE.
+	 */
+	uint64_t staging_bytes;
 	const char *parent;        /* CHAIN to continue, for WPT_DEST_FILE: what differs from it is stored; NULL: none */
 };
 
@@ -394,6 +398,23 @@ struct wpt_take_options {
 	 */
 	int (*paused)(void *arg);
 	void *arg;
+	/*
+	 * Mode PAUSE: before the target is stopped, what was written is copied while it runs, in rounds, each of what was written during the one
+	 * before, until copying the rest would take half of target_pause_us, or a round would not help, or these were max_rounds.
+	 */
+	uint32_t max_rounds;        /* 0: 10; WPT_NO_ROUNDS: none, stop at once */
+	uint32_t target_pause_us;   /* 0: 1000 */
+};
+
+#define WPT_NO_ROUNDS UINT32_MAX
+
+/* Why no further round was made before the target was stopped. */
+enum wpt_rounds_end {
+	WPT_ROUNDS_NONE = 0,     /* there were none */
+	WPT_ROUNDS_SMALL = 1,    /* what was left is small enough */
+	WPT_ROUNDS_STALLED = 2,  /* the last round found about as much as the one before: pages are written as fast as they are copied */
+	WPT_ROUNDS_LIMIT = 3,    /* max_rounds */
+	WPT_ROUNDS_STAGING = 4   /* stalled, and what is written in the time of a round is more than the staging memory holds */
 };
 
 struct wpt_take_stats {
@@ -416,6 +437,9 @@ struct wpt_take_stats {
 	uint64_t nr_skipped;        /* mappings skipped */
 	uint64_t staging_waits;     /* times that the copy waited for staging memory */
 	uint64_t swapped_in;        /* pages read back from swap */
+	uint64_t pages_paused;      /* copied or compared while the target stood still */
+	uint32_t nr_rounds;         /* before that */
+	uint32_t rounds_end;        /* enum wpt_rounds_end */
 };
 
 /*

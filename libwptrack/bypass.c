@@ -150,8 +150,6 @@ static int spread_to(struct wpt_look *l, const struct wpt_area *x, const struct 
 	uint64_t from = WPT_MAX(x->offset, y->offset), at, run_end, end;
 	uint64_t to = WPT_MIN(x->offset + (x->end - x->start), y->offset + (y->end - y->start));
 	uint64_t shift = y->start - y->offset - (x->start - x->offset); /* modulo 2^64 */
-	const struct wpt_span *span;
-	size_t i, nr = l->t->unknown.count;
 	int err = 0;
 
 	if (from >= to)
@@ -164,12 +162,11 @@ static int spread_to(struct wpt_look *l, const struct wpt_area *x, const struct 
 		err = wpt_ledger_dirty(l->t->ledger, at + shift, run_end + shift);
 		wpt_ledger_take(l->t->ledger, at + shift, run_end + shift);
 	}
-	for (i = 0; i < nr && !err; i++) {
-		span = wpt_vec_at(&l->t->unknown, struct wpt_span, i);
-		at = WPT_MAX(span->start, x->start + (from - x->offset));
-		run_end = WPT_MIN(span->end, end);
-		if (at < run_end)
-			err = wpt_look_unknown(l->t, at + shift, run_end + shift);
+	for (at = x->start + (from - x->offset); !err; at = run_end) {
+		at = wpt_tracker_next_unknown(l->t, at, end, &run_end);
+		if (at >= end)
+			break;
+		err = wpt_tracker_unknown(l->t, at + shift, run_end + shift);
 	}
 	return err;
 }
@@ -325,7 +322,7 @@ int wpt_look_bypasses(struct wpt_look *l)
 		else if (!(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER) && file->use.uninspectable)
 			a->reason = WPT_REASON_UNINSPECTABLE;
 		if (a->reason != WPT_REASON_NONE || (file && (file->changed || (a->private_file && file->times_changed))))
-			err = wpt_look_unknown(t, a->start, a->end);
+			err = wpt_tracker_unknown(t, a->start, a->end);
 	}
 	if (!err)
 		err = spread_all(l);

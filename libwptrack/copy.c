@@ -4,6 +4,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define AGAIN_PAGES WPT_COPY_AGAIN
+
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 {
 	int pagemap = wpt_target_pagemap(t->target), err;
@@ -15,6 +17,10 @@ int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 		err = wpt_scan_open(&c->inner, pagemap);
 	if (!err)
 		err = wpt_scan_open(&c->check, pagemap);
+	if (!err) {
+		c->again = wpt_vm_alloc((size_t)AGAIN_PAGES * WPT_PAGE);
+		err = c->again ? 0 : -ENOMEM;
+	}
 	if (err)
 		wpt_copy_close(c);
 	return err;
@@ -25,9 +31,29 @@ void wpt_copy_close(struct wpt_copy *c)
 	wpt_scan_close(&c->outer);
 	wpt_scan_close(&c->inner);
 	wpt_scan_close(&c->check);
+	wpt_vm_free(c->again, (size_t)AGAIN_PAGES * WPT_PAGE);
+	c->again = NULL;
 }
 
 /* ---- batches ---- */
+
+/* Pages of the staging memory are counted from its beginning. */
+static uint32_t slot_of(const struct wpt_copy *c, const uint8_t *data)
+{
+	return (uint32_t)((size_t)(data - wpt_layer_staging(c->w)) / WPT_PAGE);
+}
+
+static uint8_t *slot_at(const struct wpt_copy *c, uint32_t slot)
+{
+	return wpt_layer_staging(c->w) + (size_t)slot * WPT_PAGE;
+}
+
+void wpt_copy_unstage(struct wpt_copy *c)
+{
+	if (c->staging)
+		wpt_ledger_unstage_all(c->t->ledger);
+	c->staging = false;
+}
 
 static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
 {
@@ -155,6 +181,8 @@ static int batch_submit(struct wpt_copy *c)
 	return wpt_layer_batch_submit(c->w, b);
 }
 
+static int again_flush(struct wpt_copy *c);
+
 static int batch_need(struct wpt_copy *c)
 {
 	int err;
@@ -166,6 +194,12 @@ static int batch_need(struct wpt_copy *c)
 		return err;
 	if (c->refuse)
 		return -WPT_E_STAGING;
+	/* From here on the writer's threads have what was staged. */
+	err = again_flush(c);
+	if (err)
+		return err;
+	wpt_copy_unstage(c);
+	c->spilled = true;
 	c->staging_waits++;
 	return wpt_layer_batch_get(c->w, &c->batch, true);
 }
@@ -176,8 +210,11 @@ static void item_add(struct wpt_copy *c, uint64_t addr, uint64_t nr_pages, uint3
 	struct wpt_batch *b = c->batch;
 	struct wpt_item *last = b->nr_items ? &b->items[b->nr_items - 1] : NULL;
 
-	if (kind == WPT_ITEM_DATA)
+	if (kind == WPT_ITEM_DATA) {
+		if (c->staging && !c->err)
+			c->err = wpt_ledger_stage(c->t->ledger, addr, nr_pages, slot_of(c, batch_slot(b, b->nr_pages)));
 		b->nr_pages += (uint32_t)nr_pages;
+	}
 	if (last && last->kind == kind && last->addr + last->nr_pages * WPT_PAGE == addr)
 		last->nr_pages += nr_pages;
 	else
@@ -220,6 +257,8 @@ static int add_unreadable(struct wpt_copy *c, uint64_t addr)
 
 	if (err)
 		return err;
+	/* Said behind what is staged; a later copy must come behind this. */
+	wpt_ledger_unstage(c->t->ledger, addr);
 	item_add(c, addr, 1, is_guard(c, addr) ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE);
 	c->pages_unreadable++;
 	return wpt_ledger_dirty(c->t->ledger, addr, addr + WPT_PAGE);
@@ -268,7 +307,41 @@ static int pieces_flush(struct wpt_copy *c)
 	return err;
 }
 
-static int add_mapped(struct wpt_copy *c, uint64_t start, uint64_t end)
+/* Reads pages that are staged once more, to where their first copy is. What can't be read any more is said last: that may give them away. */
+static int again_flush(struct wpt_copy *c)
+{
+	size_t nr = c->nr_again, bad = 0, i;
+	ssize_t got;
+	int err = 0;
+
+	if (!nr)
+		return 0;
+	c->nr_again = 0;
+	got = wpt_target_readv(c->t->target, c->again_pieces, nr, c->again);
+	if (got < 0 && got != -EFAULT && got != -EIO)
+		return (int)got;
+	for (i = 0; i < nr; i++) {
+		uint8_t *data = c->again + i * WPT_PAGE;
+
+		if (got >= (ssize_t)((i + 1) * WPT_PAGE) ||
+		    wpt_target_read(c->t->target, c->again_pieces[i].addr, data, WPT_PAGE) == WPT_PAGE)
+			memcpy(slot_at(c, c->again_slots[i]), data, WPT_PAGE);
+		else
+			c->again_pieces[bad++] = c->again_pieces[i];
+	}
+	for (i = 0; i < bad && !err; i++)
+		err = add_unreadable(c, c->again_pieces[i].addr);
+	return err;
+}
+
+static int add_again(struct wpt_copy *c, uint64_t addr, uint32_t slot)
+{
+	c->again_pieces[c->nr_again] = (struct wpt_piece){ addr, WPT_PAGE };
+	c->again_slots[c->nr_again++] = slot;
+	return c->nr_again == AGAIN_PAGES ? again_flush(c) : 0;
+}
+
+static int add_new(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	struct wpt_piece *last;
 	uint64_t n;
@@ -289,16 +362,48 @@ static int add_mapped(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return 0;
 }
 
+/* The first staged page of [from, end), and its slot; end if there is none. */
+static uint64_t next_staged(const struct wpt_copy *c, uint64_t from, uint64_t end, uint32_t *slot)
+{
+	return c->staging ? wpt_ledger_next_staged(c->t->ledger, from, end, slot) : end;
+}
+
+static int add_mapped(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, staged;
+	uint32_t slot = 0;
+	int err = 0;
+
+	while (at < end && !err) {
+		staged = next_staged(c, at, end, &slot);
+		err = add_new(c, at, staged);
+		/* Making room may have given the staged pages away. */
+		at = staged;
+		if (!err && at < end && next_staged(c, at, at + WPT_PAGE, &slot) == at) {
+			err = add_again(c, at, slot);
+			at += WPT_PAGE;
+		}
+	}
+	return err;
+}
+
 /* Pages of [start, end) that read as zeros; those that the chain shows as zeros already need no mention. */
 static int add_zero(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	enum wpt_known known;
 	uint64_t at = start, stop;
+	uint32_t slot;
 	int err;
 
 	while ((at = wpt_ledger_next_nonzero(c->t->ledger, at, end, &known)) < end) {
-		for (stop = at + WPT_PAGE; stop < end && wpt_ledger_known(c->t->ledger, stop) != WPT_KNOWN_ZERO; stop += WPT_PAGE)
-			;
+		if (next_staged(c, at, at + WPT_PAGE, &slot) == at) {
+			memset(slot_at(c, slot), 0, WPT_PAGE);
+			at += WPT_PAGE;
+			continue;
+		}
+		for (stop = at + WPT_PAGE; stop < end && wpt_ledger_known(c->t->ledger, stop) != WPT_KNOWN_ZERO &&
+					   next_staged(c, stop, stop + WPT_PAGE, &slot) != stop;)
+			stop += WPT_PAGE;
 		err = pieces_flush(c);
 		if (!err)
 			err = room(c, false);
@@ -313,7 +418,8 @@ static int add_zero(struct wpt_copy *c, uint64_t start, uint64_t end)
 /* Pages of a shared mapping, from the file: the mapping may not have them, and asking it would allocate them. */
 static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t end)
 {
-	uint64_t offset, n;
+	uint64_t offset, n, staged;
+	uint32_t slot = 0;
 	ssize_t got;
 	int err;
 
@@ -325,6 +431,15 @@ static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t en
 			return err;
 		n = WPT_MIN((end - start) / WPT_PAGE, WPT_BATCH_PAGES - c->batch->nr_pages);
 		offset = c->area->offset + (start - c->area->start);
+		staged = next_staged(c, start, start + n * WPT_PAGE, &slot);
+		if (staged == start && pread(fd, slot_at(c, slot), WPT_PAGE, (off_t)offset) == WPT_PAGE) {
+			start += WPT_PAGE;
+			continue;
+		}
+		/* What can't be had whole for where it is staged is said anew. */
+		if (staged == start)
+			wpt_ledger_unstage(c->t->ledger, start);
+		n = staged == start ? 1 : (staged - start) / WPT_PAGE;
 		got = pread(fd, batch_slot(c->batch, c->batch->nr_pages), n * WPT_PAGE, (off_t)offset);
 		if (got < 0 && errno == EINTR)
 			continue;
@@ -350,26 +465,6 @@ static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t en
 
 /* ---- candidates ---- */
 
-/* The first span in [from, end) that must be compared; end if there is none. */
-static uint64_t next_unknown(const struct wpt_copy *c, uint64_t from, uint64_t end, uint64_t *run_end)
-{
-	const struct wpt_span *span;
-	uint64_t at = end;
-	size_t i;
-
-	*run_end = end;
-	if (c->all)
-		return from;
-	for (i = 0; i < c->t->unknown.count; i++) {
-		span = wpt_vec_at(&c->t->unknown, struct wpt_span, i);
-		if (span->end <= from || span->start >= at)
-			continue;
-		at = WPT_MAX(span->start, from);
-		*run_end = WPT_MIN(span->end, end);
-	}
-	return at;
-}
-
 /* Calls `emit` for the candidates of [start, end), as runs. */
 static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
 			  int (*emit)(struct wpt_copy *c, uint64_t start, uint64_t end))
@@ -378,7 +473,7 @@ static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
 	int err = 0;
 
 	while (at < end && !err) {
-		unknown = next_unknown(c, at, end, &unknown_end);
+		unknown = wpt_tracker_next_unknown(c->t, at, end, &unknown_end);
 		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
 		if (taken < unknown) {
 			c->pages_dirty += (taken_end - taken) / WPT_PAGE;
@@ -435,6 +530,7 @@ static int copy_anon(struct wpt_copy *c, uint64_t start, uint64_t end)
 
 	wpt_scan_start_any(&c->outer, start, end, match_own(c->area));
 	while (!err && (got = wpt_scan_next(&c->outer, &run)) > 0) {
+		c->populated += run.end - run.start;
 		err = add_zero(c, at, run.start);
 		if (!err && run.categories & PAGE_IS_SWAPPED)
 			err = copy_swapped(c, run.start, run.end);
@@ -673,18 +769,36 @@ static int copy_written(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
+/* Written pages of an area of which the look told what is there and what is gone. */
+static int copy_told(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, gone, gone_end, dirty = c->pages_dirty + (end - start) / WPT_PAGE;
+	int err = 0;
+
+	while (at < end && !err) {
+		gone = wpt_ledger_next_gone(c->t->ledger, at, end, &gone_end);
+		if (gone > at)
+			err = c->area->swapped ? copy_anon(c, at, gone) : add_mapped(c, at, gone);
+		if (!err && gone < end)
+			err = add_zero(c, gone, gone_end);
+		at = gone < end ? gone_end : end;
+	}
+	c->pages_dirty = dirty;
+	return err;
+}
+
 /* Nothing is looked at but what is written or must be compared. */
-static int copy_exact(struct wpt_copy *c)
+static int copy_listed(struct wpt_copy *c)
 {
 	const struct wpt_area *a = c->area;
 	uint64_t at = a->start, unknown, unknown_end, taken, taken_end;
 	int err = 0;
 
 	while (at < a->end && !err) {
-		unknown = next_unknown(c, at, a->end, &unknown_end);
+		unknown = wpt_tracker_next_unknown(c->t, at, a->end, &unknown_end);
 		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
 		if (taken < unknown) {
-			err = copy_written(c, taken, taken_end);
+			err = a->exact ? copy_written(c, taken, taken_end) : copy_told(c, taken, taken_end);
 			at = taken_end;
 		} else if (unknown < a->end) {
 			err = copy_span(c, unknown, unknown_end);
@@ -696,6 +810,30 @@ static int copy_exact(struct wpt_copy *c)
 	return err;
 }
 
+static int copy_area(struct wpt_copy *c)
+{
+	struct wpt_area *a = c->area;
+	int err;
+
+	c->populated = 0;
+	if (a->exact || a->told)
+		return copy_listed(c);
+	err = copy_span(c, a->start, a->end);
+	/* Where nearly everything is populated, looks may leave markers in the rest. */
+	if (!err && a->kind == WPT_KIND_ANON)
+		a->dense = c->populated >= (a->end - a->start) / 8 * 7;
+	return err;
+}
+
+static int flush_all(struct wpt_copy *c)
+{
+	int err = again_flush(c);
+
+	if (!err)
+		err = pieces_flush(c);
+	return err ? err : c->err;
+}
+
 int wpt_copy_run(struct wpt_copy *c)
 {
 	size_t i;
@@ -703,23 +841,30 @@ int wpt_copy_run(struct wpt_copy *c)
 
 	c->pages_tracked = c->pages_dirty = c->pages_compared = c->pages_unreadable = 0;
 	c->batch = NULL;
-	c->nr_pieces = 0;
+	c->nr_pieces = c->nr_again = 0;
 	c->piece_pages = 0;
+	c->spilled = false;
+	c->err = 0;
 	for (i = 0; i < c->t->plan->areas.count && !err; i++) {
 		c->area = wpt_area_at(c->t->plan, i);
 		if (c->area->skipped)
 			continue;
 		c->pages_tracked += (c->area->end - c->area->start) / WPT_PAGE;
-		err = c->area->exact ? copy_exact(c) : copy_span(c, c->area->start, c->area->end);
+		/* It is compared while the target stands still, and would be again. */
+		if (c->round && c->area->reason != WPT_REASON_NONE)
+			continue;
+		err = copy_area(c);
 		/* The check for torn pages goes by the area. */
 		if (!err && c->check_torn) {
 			err = pieces_flush(c);
 			if (!err)
 				err = batch_submit(c);
 		}
+		if (!err && c->round)
+			wpt_ledger_copied(c->t->ledger, c->area->start, c->area->end);
 	}
 	if (!err)
-		err = pieces_flush(c);
+		err = flush_all(c);
 	if (!err)
 		err = batch_submit(c);
 	return err;

@@ -9,29 +9,42 @@
 #include "layer.h"
 #include "tracker.h"
 
+#define WPT_COPY_AGAIN 64u
+
 struct wpt_copy {
 	struct wpt_tracker *t;
 	struct wpt_layer_writer *w;
-	bool all;               /* every page is a candidate */
 	bool check_torn;        /* the target runs and there is no later pass: look again at what was copied */
 	bool refuse;            /* -WPT_E_STAGING instead of waiting for staging memory */
+	bool round;             /* the target runs and there is a later pass: what will be compared then is left out */
+	bool staging;           /* the writer's threads are held: a page that comes again takes the place of its first copy */
 	unsigned int retries;
 	struct wpt_scan outer, inner, check;
 
 	struct wpt_batch *batch;
-	const struct wpt_area *area;
+	struct wpt_area *area;
+	uint64_t populated;     /* bytes of the area, as far as it was looked at whole */
+	int err;
 	struct wpt_piece pieces[WPT_BATCH_PAGES]; /* to be read through the mapping */
 	size_t nr_pieces;
 	uint32_t piece_pages;
 	uint8_t torn[WPT_BATCH_PAGES];
+	struct wpt_piece again_pieces[WPT_COPY_AGAIN]; /* staged pages to be read again */
+	uint32_t again_slots[WPT_COPY_AGAIN];
+	size_t nr_again;
+	uint8_t *again;
 
 	/* Of the last pass; of all. */
 	uint64_t pages_tracked, pages_dirty, pages_compared, pages_unreadable;
 	uint64_t swapped_in, staging_waits;
+	bool spilled;           /* the last pass had to wait for memory: nothing is staged any more */
 };
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t);
 void wpt_copy_close(struct wpt_copy *c);
+
+/* Before the writer's threads get at the batches: what is in them stays as it is. */
+void wpt_copy_unstage(struct wpt_copy *c);
 
 /* One pass over the plan. All that it found is submitted, or there was an error. */
 int wpt_copy_run(struct wpt_copy *c);

@@ -425,6 +425,11 @@ size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads)
 	return WPT_MAX((size_t)(staging_bytes / BATCH_BYTES), (size_t)threads_of(nr_threads) + 2) * BATCH_BYTES;
 }
 
+uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w)
+{
+	return w->data;
+}
+
 static int jobs_open(struct wpt_layer_writer *w)
 {
 	w->nr_jobs = wpt_layer_staging_size(w->params.staging_bytes, w->params.nr_threads) / BATCH_BYTES;

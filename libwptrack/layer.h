@@ -65,6 +65,9 @@ struct wpt_layer_range {
 
 struct wpt_layer_writer;
 
+/* Where the memory of all batches begins. */
+uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w);
+
 /* Bytes of memory that the batches of such a writer take. */
 size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads);
 

@@ -18,7 +18,7 @@
 #define STATE_MASK 0x0fu
 #define STATE_SAID 0x80u /* by the link in hand */
 
-enum bit_set { SET_DIRTY, SET_TAKEN, SET_COWED, NR_SETS };
+enum bit_set { SET_DIRTY, SET_TAKEN, SET_COPIED, SET_GONE, SET_STAGED, SET_COWED, NR_SETS };
 
 struct node {
 	_Atomic(void *) slot[LEVEL_SIZE];
@@ -27,9 +27,11 @@ struct node {
 struct chunk {
 	struct chunk *next;     /* in the list of all */
 	atomic_bool said;       /* some page has STATE_SAID */
-	atomic_bool taken;      /* some bit of SET_TAKEN is set */
+	atomic_bool taken;      /* some bit of SET_TAKEN, SET_COPIED or SET_GONE is set */
+	bool staged;            /* some bit of SET_STAGED is set */
 	_Atomic uint64_t bits[NR_SETS][WORDS];
 	uint8_t state[WPT_CHUNK_PAGES];
+	uint32_t slot[WPT_CHUNK_PAGES]; /* of staged pages */
 	struct wpt_hash hash[WPT_CHUNK_PAGES];
 };
 
@@ -200,11 +202,21 @@ int wpt_ledger_classify(struct wpt_ledger *l, uint64_t addr, enum wpt_known now,
 	return 0;
 }
 
+static bool bit_test(const struct chunk *c, enum bit_set set, unsigned int i)
+{
+	return atomic_load_explicit(&c->bits[set][i / 64], memory_order_relaxed) >> (i % 64) & 1;
+}
+
+static enum wpt_known known_of(const struct chunk *c, unsigned int i)
+{
+	return c->staged && bit_test(c, SET_STAGED, i) ? WPT_KNOWN_DATA : (enum wpt_known)(c->state[i] & STATE_MASK);
+}
+
 enum wpt_known wpt_ledger_known(const struct wpt_ledger *l, uint64_t addr)
 {
 	const struct chunk *c = chunk_find(l, addr);
 
-	return c ? (enum wpt_known)(c->state[page_in_chunk(addr)] & STATE_MASK) : WPT_KNOWN_ZERO;
+	return c ? known_of(c, page_in_chunk(addr)) : WPT_KNOWN_ZERO;
 }
 
 int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash)
@@ -230,27 +242,33 @@ void wpt_ledger_reset(struct wpt_ledger *l)
 	}
 }
 
-void wpt_ledger_copied(struct wpt_ledger *l)
+static void clear_set(struct chunk *c, enum bit_set set)
 {
-	struct chunk *c;
 	unsigned int i;
 
-	for (c = atomic_load(&l->all); c; c = c->next)
-		if (atomic_exchange(&c->taken, false))
-			for (i = 0; i < WORDS; i++)
-				atomic_store(&c->bits[SET_TAKEN][i], 0);
+	for (i = 0; i < WORDS; i++)
+		atomic_store_explicit(&c->bits[set][i], 0, memory_order_relaxed);
 }
 
-void wpt_ledger_commit(struct wpt_ledger *l)
+uint64_t wpt_ledger_commit(struct wpt_ledger *l)
 {
+	uint64_t nr = 0;
 	struct chunk *c;
 	unsigned int i;
 
-	wpt_ledger_copied(l);
-	for (c = atomic_load(&l->all); c; c = c->next)
+	for (c = atomic_load(&l->all); c; c = c->next) {
+		if (atomic_exchange(&c->taken, false)) {
+			for (i = 0; i < WORDS; i++)
+				nr += (uint64_t)__builtin_popcountll(atomic_load(&c->bits[SET_TAKEN][i]) | atomic_load(&c->bits[SET_COPIED][i]));
+			clear_set(c, SET_TAKEN);
+			clear_set(c, SET_COPIED);
+			clear_set(c, SET_GONE);
+		}
 		if (atomic_exchange(&c->said, false))
 			for (i = 0; i < WPT_CHUNK_PAGES; i++)
 				c->state[i] &= (uint8_t)~STATE_SAID;
+	}
+	return nr;
 }
 
 void wpt_ledger_rollback(struct wpt_ledger *l)
@@ -265,10 +283,15 @@ void wpt_ledger_rollback(struct wpt_ledger *l)
 					c->state[i] = WPT_KNOWN_FORCE;
 					atomic_fetch_or(&c->bits[SET_DIRTY][i / 64], 1ull << (i % 64));
 				}
-		if (atomic_exchange(&c->taken, false))
+		if (atomic_exchange(&c->taken, false)) {
 			for (i = 0; i < WORDS; i++)
-				atomic_fetch_or(&c->bits[SET_DIRTY][i], atomic_exchange(&c->bits[SET_TAKEN][i], 0));
+				atomic_fetch_or(&c->bits[SET_DIRTY][i], atomic_load(&c->bits[SET_TAKEN][i]) | atomic_load(&c->bits[SET_COPIED][i]));
+			clear_set(c, SET_TAKEN);
+			clear_set(c, SET_COPIED);
+			clear_set(c, SET_GONE);
+		}
 	}
+	wpt_ledger_unstage_all(l);
 }
 
 void wpt_ledger_forget(struct wpt_ledger *l, uint64_t start, uint64_t end)
@@ -298,8 +321,8 @@ uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint
 			return end;
 		at = WPT_MAX(at, index << CHUNK_SHIFT);
 		for (i = page_in_chunk(at); i < WPT_CHUNK_PAGES && at < end; i++, at += WPT_PAGE)
-			if (c->state[i] & STATE_MASK) {
-				*known = (enum wpt_known)(c->state[i] & STATE_MASK);
+			if (known_of(c, i) != WPT_KNOWN_ZERO) {
+				*known = known_of(c, i);
 				return at;
 			}
 	}
@@ -367,6 +390,16 @@ void wpt_ledger_take(struct wpt_ledger *l, uint64_t start, uint64_t end)
 	for_words(l, start, end, false, word_take);
 }
 
+static void word_copied(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_or(&c->bits[SET_COPIED][word], atomic_fetch_and(&c->bits[SET_TAKEN][word], ~mask) & mask);
+}
+
+void wpt_ledger_copied(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	for_words(l, start, end, false, word_copied);
+}
+
 /* The first page in [from, end) whose bit in the set is `value`, or end. */
 static uint64_t next_bit(const struct wpt_ledger *l, enum bit_set set, uint64_t from, uint64_t end, bool value)
 {
@@ -418,12 +451,95 @@ uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64
 	return next_run(l, SET_COWED, from, end, run_end);
 }
 
+/* ---- gone ---- */
+
+int wpt_ledger_gone(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	enum wpt_known known;
+	struct chunk *c;
+	unsigned int i;
+	uint64_t at;
+
+	for (at = start; (at = wpt_ledger_next_nonzero(l, at, end, &known)) < end; at += WPT_PAGE) {
+		c = chunk_find(l, at);
+		i = page_in_chunk(at);
+		atomic_fetch_or(&c->bits[SET_GONE][i / 64], 1ull << (i % 64));
+		atomic_fetch_or(&c->bits[SET_DIRTY][i / 64], 1ull << (i % 64));
+		atomic_store(&c->taken, true);
+	}
+	return 0;
+}
+
+static void word_present(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_and(&c->bits[SET_GONE][word], ~mask);
+}
+
+void wpt_ledger_present(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	for_words(l, start, end, false, word_present);
+}
+
+uint64_t wpt_ledger_next_gone(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
+{
+	return next_run(l, SET_GONE, from, end, run_end);
+}
+
+/* ---- staged ---- */
+
+int wpt_ledger_stage(struct wpt_ledger *l, uint64_t addr, uint64_t nr_pages, uint32_t slot)
+{
+	struct chunk *c;
+	unsigned int i;
+	uint64_t n;
+
+	for (n = 0; n < nr_pages; n++) {
+		c = chunk_get(l, addr + n * WPT_PAGE);
+		if (!c)
+			return -ENOMEM;
+		i = page_in_chunk(addr + n * WPT_PAGE);
+		c->staged = true;
+		c->slot[i] = slot + (uint32_t)n;
+		atomic_fetch_or_explicit(&c->bits[SET_STAGED][i / 64], 1ull << (i % 64), memory_order_relaxed);
+	}
+	return 0;
+}
+
+uint64_t wpt_ledger_next_staged(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint32_t *slot)
+{
+	uint64_t at = next_bit(l, SET_STAGED, from, end, true);
+
+	if (at < end)
+		*slot = chunk_find(l, at)->slot[page_in_chunk(at)];
+	return at;
+}
+
+void wpt_ledger_unstage(struct wpt_ledger *l, uint64_t addr)
+{
+	struct chunk *c = chunk_find(l, addr);
+	unsigned int i = page_in_chunk(addr);
+
+	if (c)
+		atomic_fetch_and(&c->bits[SET_STAGED][i / 64], ~(1ull << (i % 64)));
+}
+
+void wpt_ledger_unstage_all(struct wpt_ledger *l)
+{
+	struct chunk *c;
+
+	for (c = atomic_load(&l->all); c; c = c->next)
+		if (c->staged) {
+			clear_set(c, SET_STAGED);
+			c->staged = false;
+		}
+}
+
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr)
 {
 	const struct chunk *c = chunk_find(l, addr);
 	unsigned int i = page_in_chunk(addr);
 
-	return c && (atomic_load_explicit(&c->bits[SET_COWED][i / 64], memory_order_relaxed) >> (i % 64) & 1);
+	return c && bit_test(c, SET_COWED, i);
 }
 
 int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed)

@@ -51,10 +51,8 @@ enum wpt_known wpt_ledger_known(const struct wpt_ledger *l, uint64_t addr);
 void wpt_ledger_reset(struct wpt_ledger *l);
 int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, const struct wpt_hash *hash);
 
-/* copied: taken pages need no other look by this link; for a caller that compares everything again if the link is lost. */
-/* commit: the link in hand is durable, what it said is known. */
-void wpt_ledger_copied(struct wpt_ledger *l);
-void wpt_ledger_commit(struct wpt_ledger *l);
+/* The link in hand is durable: what it said is known. The number of pages that were taken for it. */
+uint64_t wpt_ledger_commit(struct wpt_ledger *l);
 /* The link in hand is lost: what it said of a page is forgotten (FORCE), and the page is dirty. */
 void wpt_ledger_rollback(struct wpt_ledger *l);
 
@@ -74,10 +72,30 @@ uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint
 int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_undirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_take(struct wpt_ledger *l, uint64_t start, uint64_t end);
+/* What was taken of [start, end) is copied and need not be looked at again, unless the link is lost. */
+void wpt_ledger_copied(struct wpt_ledger *l, uint64_t start, uint64_t end);
 /* The first run of taken pages in [from, end): its start (end if none) and its end in *run_end. */
 uint64_t wpt_ledger_next_taken(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
 /* As next_taken, of dirty pages that were not taken. */
 uint64_t wpt_ledger_next_dirty(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+
+/*
+ * Gone: of [start, end) nothing is there any more and it reads as zeros, until it is said to be present again. Pages of which the chain, or what
+ * is staged, shows something else become dirty, and a copy need not read them.
+ */
+int wpt_ledger_gone(struct wpt_ledger *l, uint64_t start, uint64_t end);
+void wpt_ledger_present(struct wpt_ledger *l, uint64_t start, uint64_t end);
+uint64_t wpt_ledger_next_gone(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+
+/*
+ * Staged: the link in hand has a copy of the page that nobody works on yet, in this slot of the staging memory; a later copy takes its
+ * place. Counts as known data. By the thread that takes the link, while no other uses the ledger but to mark pages as dirty.
+ */
+int wpt_ledger_stage(struct wpt_ledger *l, uint64_t addr, uint64_t nr_pages, uint32_t slot);
+/* The first staged page in [from, end), and its slot; end if there is none. */
+uint64_t wpt_ledger_next_staged(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint32_t *slot);
+void wpt_ledger_unstage(struct wpt_ledger *l, uint64_t addr);
+void wpt_ledger_unstage_all(struct wpt_ledger *l);
 
 /* The COWed set of private file mappings: pages that were not the file's at the last look. */
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);

@@ -8,12 +8,9 @@
 struct wpt_look {
 	struct wpt_tracker *t;
 	struct wpt_plan *old, *plan;
-	bool stopped;
+	bool stopped, soon; /* enum wpt_look_flags */
 	bool unsettled;   /* a mapping changed under the look */
 };
-
-/* [start, end) must be compared by the next durable link. */
-int wpt_look_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end);
 
 /* The mapping's file in the table, opened at its first appearance; -1 if it can't be had. */
 int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map);

@@ -5,6 +5,7 @@
  */
 #include "kern.h"
 #include "scan.h"
+#include "sys.h"
 
 #include <fcntl.h>
 #include <sched.h>
@@ -189,39 +190,64 @@ static bool try_guard(struct prober *pr)
 	return works;
 }
 
+/* Whether a process can attach to its own child, asked by a child of ours. */
+struct attempt {
+	char stack[2][32768];
+	pid_t asker;
+	uint32_t features;
+};
+
 static int wait_for_end(void *arg)
 {
-	(void)arg;
-	syscall(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
-	while (syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0))
+	struct attempt *a = arg;
+
+	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	while (wpt_sys(SYS_getppid) == a->asker)
+		wpt_sys(SYS_ppoll, NULL, 0, NULL, NULL, 0);
+	return 0;
+}
+
+static int ask(void *arg)
+{
+	struct attempt *a = arg;
+	pid_t pid;
+
+	a->asker = (pid_t)wpt_sys(SYS_getpid);
+	pid = clone(wait_for_end, a->stack[1] + sizeof(a->stack[1]), CLONE_VM, a);
+	if (pid < 0)
+		return 1;
+	if (wpt_sys(SYS_ptrace, PTRACE_SEIZE, pid, 0, WPT_PTRACE_O_SUSPEND_SECCOMP) == 0)
+		a->features = WPT_F_PTRACE | WPT_F_SUSPEND_SECCOMP;
+	else if (wpt_sys(SYS_ptrace, PTRACE_SEIZE, pid, 0, 0) == 0)
+		a->features = WPT_F_PTRACE;
+	wpt_sys(SYS_kill, pid, SIGKILL);
+	while (wpt_sys(SYS_wait4, pid, NULL, __WALL, NULL) == -EINTR)
 		;
 	return 0;
 }
 
 /*
- * Attaches to a child that shares our memory, since a copy of a large process's page tables costs what this library exists to avoid, and
- * that raises no signal at its end, so that the application's SIGCHLD handling does not see it.
+ * A child of ours that were attached to would be found by any thread that waits for any child, whatever signal it ends with: a tracer's wait
+ * finds all that it traces. So a child attaches to a child of its own. Both share our memory, since a copy of a large process's page tables
+ * costs what this library exists to avoid, both raise no signal at their ends, and with all signals blocked they run no handler of the
+ * application.
  */
 static uint32_t try_ptrace(void)
 {
-	static const size_t stack_bytes = 65536;
-	uint32_t features = 0;
-	char *stack = wpt_vm_alloc(stack_bytes);
-	pid_t pid = stack ? clone(wait_for_end, stack + stack_bytes, CLONE_VM, NULL) : -1;
-	int status;
+	struct attempt *a = wpt_vm_alloc(sizeof(*a));
+	uint64_t all = UINT64_MAX, old;
+	uint32_t features;
+	pid_t pid;
 
-	if (pid < 0) {
-		wpt_vm_free(stack, stack_bytes);
+	if (!a)
 		return 0;
-	}
-	if (ptrace(PTRACE_SEIZE, pid, 0, WPT_PTRACE_O_SUSPEND_SECCOMP) == 0)
-		features = WPT_F_PTRACE | WPT_F_SUSPEND_SECCOMP;
-	else if (ptrace(PTRACE_SEIZE, pid, 0, 0) == 0)
-		features = WPT_F_PTRACE;
-	kill(pid, SIGKILL);
-	while (waitpid(pid, &status, __WCLONE) < 0 && errno == EINTR)
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
+	pid = clone(ask, a->stack[0] + sizeof(a->stack[0]), CLONE_VM, a);
+	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &old, NULL, sizeof(old));
+	while (pid > 0 && wpt_sys(SYS_wait4, pid, NULL, __WCLONE, NULL) == -EINTR)
 		;
-	wpt_vm_free(stack, stack_bytes);
+	features = a->features;
+	wpt_vm_free(a, sizeof(*a));
 	return features;
 }
 

@@ -11,6 +11,7 @@
 #include "chain.h"
 #include "copy.h"
 #include "layer.h"
+#include "notes.h"
 #include "store.h"
 #include "tracker.h"
 
@@ -24,6 +25,10 @@
 #define DEFAULT_STAGING ((uint64_t)256 << 20)
 #define MIN_STAGING ((uint64_t)4 << 20)
 #define MAX_LINK_NAME 64
+#define DEFAULT_ROUNDS 10u
+#define DEFAULT_PAUSE_US 1000u
+#define DEFAULT_PAGE_NS 800u
+#define SOON_NS 100000000u
 
 struct wpt_writer {
 	struct wpt_tracker *t;
@@ -62,8 +67,10 @@ struct take {
 	bool notes_changed;
 	char name[MAX_LINK_NAME];
 	uint64_t started, time_ns;
-	bool precopied;
-	uint64_t first_dirty, first_compared; /* pages that the pass before the pause looked at */
+	struct wpt_vec compared;       /* struct wpt_span: unknown ones that rounds compared */
+	uint64_t pages_compared;       /* by the first pass that did */
+	uint64_t page_ns;              /* what copying a page takes */
+	bool soon;                     /* the last round was short */
 };
 
 static void hex(char *out, const uint8_t *bytes, size_t n)
@@ -387,6 +394,123 @@ static uint64_t realtime_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* ---- rounds ---- */
+
+/* The writer's threads leave the processors to copying, and what is copied is staged, as far as memory reaches. */
+static void stage(struct take *k)
+{
+	wpt_layer_hold(k->layer, true);
+	k->copy.staging = true;
+}
+
+/* What a round compared is not looked at again, unless the link fails; memory that no round looks at stays unknown. */
+static int spans_compared(struct take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	struct wpt_vec before = t->unknown;
+	const struct wpt_area *a;
+	struct wpt_span *span, *to;
+	uint64_t at, end;
+	size_t i, k2;
+	int err = 0;
+
+	for (i = 0; i < before.count && !err; i++) {
+		span = wpt_vec_at(&before, struct wpt_span, i);
+		to = wpt_vec_push(&k->compared);
+		if (!to)
+			return -ENOMEM;
+		*to = *span;
+	}
+	t->unknown = (struct wpt_vec)WPT_VEC(struct wpt_span);
+	for (i = k2 = 0; i < t->plan->areas.count && !err; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (a->skipped || a->reason == WPT_REASON_NONE)
+			continue;
+		while (k2 < before.count && wpt_vec_at(&before, struct wpt_span, k2)->end <= a->start)
+			k2++;
+		for (size_t n = k2; n < before.count && !err; n++) {
+			span = wpt_vec_at(&before, struct wpt_span, n);
+			at = WPT_MAX(span->start, a->start);
+			end = WPT_MIN(span->end, a->end);
+			if (at >= end)
+				break;
+			err = wpt_tracker_unknown(t, at, end);
+		}
+	}
+	wpt_vec_free(&before);
+	return err;
+}
+
+/* The link is lost. */
+static void spans_give_back(struct take *k)
+{
+	const struct wpt_span *span;
+	size_t i;
+
+	for (i = 0; i < k->compared.count; i++) {
+		span = wpt_vec_at(&k->compared, struct wpt_span, i);
+		if (wpt_tracker_unknown(k->w->t, span->start, span->end) != 0)
+			k->w->all = true;
+	}
+}
+
+static int round_once(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+	uint64_t began = wpt_now_ns(), copying;
+	int err;
+
+	err = wpt_tracker_look(w->t, 0);
+	if (!err && w->all && !k->stats.nr_rounds)
+		err = wpt_tracker_all_unknown(w->t);
+	copying = wpt_now_ns();
+	k->copy.round = true;
+	if (!err)
+		err = wpt_copy_run(&k->copy);
+	if (!err && k->copy.pages_dirty >= 256)
+		k->page_ns = (wpt_now_ns() - copying) / k->copy.pages_dirty;
+	/* What was not staged, the ledger knows before it is asked again; and all memory is free. */
+	if (!err && !k->copy.staging)
+		err = wpt_layer_drain(k->layer);
+	if (!err)
+		err = wpt_target_alive(w->t->target);
+	if (!err)
+		err = spans_compared(k);
+	if (err)
+		return err;
+	if (!k->stats.nr_rounds++)
+		k->pages_compared = k->copy.pages_compared;
+	k->soon = wpt_now_ns() - began < SOON_NS;
+	return 0;
+}
+
+/*
+ * Each round copies what was written while the one before did, so that the pause finds little. A base's first round is of everything and goes
+ * straight to the writer; later ones are staged, so that a page takes memory and is written to the link once however often it is copied.
+ */
+static int take_rounds(struct take *k)
+{
+	uint64_t target_ns = (uint64_t)k->o.target_pause_us * 1000, before = UINT64_MAX, pages;
+	int err = 0;
+
+	if (!k->w->all)
+		stage(k);
+	while (k->stats.rounds_end == WPT_ROUNDS_NONE && !err) {
+		err = round_once(k);
+		pages = k->copy.pages_dirty;
+		if (pages * k->page_ns <= target_ns / 2)
+			k->stats.rounds_end = WPT_ROUNDS_SMALL;
+		else if (k->stats.nr_rounds >= k->o.max_rounds)
+			k->stats.rounds_end = WPT_ROUNDS_LIMIT;
+		else if (pages > before / 4 * 3)
+			k->stats.rounds_end = k->copy.spilled ? WPT_ROUNDS_STAGING : WPT_ROUNDS_STALLED;
+		before = pages;
+		if (!k->copy.staging)
+			stage(k);
+	}
+	return err;
+}
+
 /* The order within the pause is the design's: list, register, protect and collect, holes, bypasses, liveness; copy; liveness. */
 static int take_paused(struct take *k)
 {
@@ -394,14 +518,15 @@ static int take_paused(struct take *k)
 	uint64_t since;
 	int err;
 
-	/* The processors are for copying; compression has time afterwards. */
-	wpt_layer_hold(k->layer, true);
+	stage(k);
 	err = pause_target(k, &since);
 	if (err)
 		return err;
 	k->time_ns = realtime_ns();
-	err = wpt_tracker_look(t, true);
-	k->copy.all = k->w->all && !k->precopied;
+	err = wpt_tracker_look(t, WPT_LOOK_STOPPED | (k->soon ? WPT_LOOK_SOON : 0));
+	if (!err && k->w->all && !k->stats.nr_rounds)
+		err = wpt_tracker_all_unknown(t);
+	k->copy.round = false;
 	k->copy.refuse = k->o.flags & WPT_TAKE_REFUSE;
 	if (!err)
 		err = wpt_copy_run(&k->copy);
@@ -412,32 +537,9 @@ static int take_paused(struct take *k)
 	if (!err && k->o.paused)
 		err = k->o.paused(k->o.arg);
 	resume_target(k, since);
+	k->stats.pages_paused = k->copy.pages_dirty;
+	wpt_copy_unstage(&k->copy);
 	wpt_layer_hold(k->layer, false);
-	return err;
-}
-
-/* A first pass over everything while the target runs, so that the pause copies only what was written meanwhile. */
-static int take_precopy(struct take *k)
-{
-	int err;
-
-	err = wpt_tracker_look(k->w->t, false);
-	k->copy.all = true;
-	if (!err)
-		err = wpt_copy_run(&k->copy);
-	/* The second pass leaves out zeros that the link shows already, and finds all staging memory free. */
-	if (!err)
-		err = wpt_layer_drain(k->layer);
-	if (!err)
-		err = wpt_target_alive(k->w->t->target);
-	/* What it copied is in the link; what was unknown is looked at again only if it is written or changes its mapping. */
-	if (!err) {
-		wpt_vec_clear(&k->w->t->unknown);
-		wpt_ledger_copied(k->w->t->ledger);
-		k->precopied = true;
-		k->first_dirty = k->copy.pages_dirty;
-		k->first_compared = k->copy.pages_compared;
-	}
 	return err;
 }
 
@@ -446,8 +548,9 @@ static int take_fuzzy(struct take *k)
 	int err;
 
 	k->time_ns = realtime_ns();
-	err = wpt_tracker_look(k->w->t, false);
-	k->copy.all = k->w->all;
+	err = wpt_tracker_look(k->w->t, 0);
+	if (!err && k->w->all)
+		err = wpt_tracker_all_unknown(k->w->t);
 	k->copy.check_torn = true;
 	k->copy.retries = k->o.retries ? k->o.retries : 3;
 	if (!err)
@@ -459,90 +562,16 @@ static int take_fuzzy(struct take *k)
 
 /* ---- finishing ---- */
 
-static int text_append(struct wpt_vec *v, const void *data, size_t len)
-{
-	const char *c = data;
-	char *to;
-	size_t i;
-
-	for (i = 0; i < len; i++) {
-		to = wpt_vec_push(v);
-		if (!to)
-			return -ENOMEM;
-		*to = c[i];
-	}
-	return 0;
-}
-
-/* Whether the text is what the last durable link had. */
-static bool text_same(const struct wpt_vec *v, const void *data, size_t len)
-{
-	return v->count == len && (!len || memcmp(v->data, data, len) == 0);
-}
-
-static int text_set(struct wpt_vec *v, const void *data, size_t len)
-{
-	wpt_vec_clear(v);
-	return text_append(v, data, len);
-}
-
-static const char *reason_text(uint32_t reason)
-{
-	switch ((enum wpt_range_reason)reason) {
-	case WPT_REASON_NONE:
-		return "tracked";
-	case WPT_REASON_BUSY:
-		return "skipped: another userfaultfd has it";
-	case WPT_REASON_DEVICE:
-		return "skipped: device memory";
-	case WPT_REASON_SPECIAL:
-		return "skipped: special mapping";
-	case WPT_REASON_UNSUPPORTED:
-		return "skipped: the kernel can't write-protect it";
-	case WPT_REASON_OTHER_WRITER:
-		return "compared by content: another process may write to it";
-	case WPT_REASON_UNINSPECTABLE:
-		return "compared by content: who else writes to it can't be found out";
-	case WPT_REASON_PINNED:
-		return "compared by content: pinned for a device";
-	case WPT_REASON_VERIFY:
-		return "compared by content: as asked for";
-	}
-	return "unknown";
-}
-
-/* Everything of a link that is not pages: what was skipped and compared, as lines of text. */
+/* What was skipped and compared, if it is not what the last durable link says. */
 static int add_notes(struct take *k)
 {
-	struct wpt_tracker *t = k->w->t;
 	struct wpt_vec text = WPT_VEC(char);
-	const struct wpt_area *a;
-	char line[512];
-	size_t i;
-	int n, err = 0;
+	int err = wpt_notes_text(k->w->t, &text);
 
-	for (i = 0; i < t->plan->areas.count && !err; i++) {
-		a = wpt_area_at(t->plan, i);
-		if (a->reason == WPT_REASON_NONE)
-			continue;
-		n = snprintf(line, sizeof(line), "%llx-%llx %.200s: %s\n", (unsigned long long)a->start, (unsigned long long)a->end,
-			     wpt_area_name(t->plan, a), reason_text(a->reason));
-		err = text_append(&text, line, (size_t)n);
-	}
-	for (i = 0; i < t->files.count && !err; i++)
-		if (wpt_vec_at(&t->files, struct wpt_file, i)->use.own_writable_fd) {
-			n = snprintf(line, sizeof(line), "inode %llu: the target has it open for writing\n",
-				     (unsigned long long)wpt_vec_at(&t->files, struct wpt_file, i)->inode);
-			err = text_append(&text, line, (size_t)n);
-		}
-	if (!err && t->pinned_loud) {
-		n = snprintf(line, sizeof(line), "VFIO or RDMA is in use: what devices write is not seen\n");
-		err = text_append(&text, line, (size_t)n);
-	}
-	if (!err && !text_same(&k->w->notes_text, text.data, text.count)) {
+	if (!err && !wpt_text_same(&k->w->notes_text, text.data, text.count)) {
 		err = wpt_layer_section(k->layer, WPT_SECTION_NOTES, text.data, text.count);
 		if (!err)
-			err = text_set(&k->new_notes, text.data, text.count);
+			err = wpt_text_set(&k->new_notes, text.data, text.count);
 		k->notes_changed = true;
 	}
 	wpt_vec_free(&text);
@@ -584,11 +613,11 @@ static int add_ranges(struct take *k)
 		r = wpt_vec_at(&ranges, struct wpt_layer_range, i);
 		n = snprintf(line, sizeof(line), "%llx %llx %u %u %.200s\n", (unsigned long long)r->start, (unsigned long long)r->end,
 			     r->kind, r->reason, r->name);
-		err = text_append(&k->new_ranges, line, (size_t)n);
+		err = wpt_text_append(&k->new_ranges, line, (size_t)n);
 	}
 	if (!err && !ranges.count && !k->w->has_tip)
 		err = -ENODATA;
-	if (!err && !(k->w->has_tip && text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
+	if (!err && !(k->w->has_tip && wpt_text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
 		err = wpt_layer_ranges(k->layer, ranges.data, ranges.count);
 	wpt_vec_free(&ranges);
 	return err;
@@ -620,7 +649,7 @@ static int add_sections(struct take *k)
 	int err;
 
 	err = add_ranges(k);
-	if (!err && !(w->has_tip && text_same(&w->maps_text, raw, m->raw_len)) && !wpt_target_is_self(w->t->target))
+	if (!err && !(w->has_tip && wpt_text_same(&w->maps_text, raw, m->raw_len)) && !wpt_target_is_self(w->t->target))
 		err = wpt_layer_section(k->layer, WPT_SECTION_MAPPINGS, raw, m->raw_len);
 	if (!err && k->registers.count)
 		err = wpt_layer_section(k->layer, WPT_SECTION_REGISTERS, k->registers.data, k->registers.count);
@@ -639,7 +668,7 @@ static void succeeded(struct take *k)
 	struct wpt_writer *w = k->w;
 	const struct wpt_maps *m = &w->t->maps;
 
-	wpt_ledger_commit(w->t->ledger);
+	k->stats.pages_dirty = wpt_ledger_commit(w->t->ledger);
 	wpt_vec_clear(&w->t->unknown);
 	w->all = false;
 	w->tip = k->identity;
@@ -647,11 +676,11 @@ static void succeeded(struct take *k)
 	w->has_tip = true;
 	w->append_at += k->result.bytes;
 	/* Without memory for a copy the next link repeats them, no more. */
-	if (text_set(&w->ranges_text, k->new_ranges.data, k->new_ranges.count) != 0)
+	if (wpt_text_set(&w->ranges_text, k->new_ranges.data, k->new_ranges.count) != 0)
 		wpt_vec_clear(&w->ranges_text);
-	if (text_set(&w->maps_text, (const char *)m->text.data + m->raw, m->raw_len) != 0)
+	if (wpt_text_set(&w->maps_text, (const char *)m->text.data + m->raw, m->raw_len) != 0)
 		wpt_vec_clear(&w->maps_text);
-	if (k->notes_changed && text_set(&w->notes_text, k->new_notes.data, k->new_notes.count) != 0)
+	if (k->notes_changed && wpt_text_set(&w->notes_text, k->new_notes.data, k->new_notes.count) != 0)
 		wpt_vec_clear(&w->notes_text);
 }
 
@@ -663,16 +692,16 @@ static void fill_stats(struct take *k)
 	hex(s->id, k->identity.link_id, 16);
 	snprintf(s->file, sizeof(s->file), "%s", k->name);
 	s->pages_tracked = k->copy.pages_tracked;
-	/* The first pass of a base looked at every page; what the second found dirty was among them. */
-	s->pages_dirty = k->precopied ? WPT_MAX(k->first_dirty, k->copy.pages_dirty) : k->copy.pages_dirty;
-	s->pages_compared = k->precopied ? WPT_MAX(k->first_compared, k->copy.pages_compared) : k->copy.pages_compared;
+	/* Pages that were unknown and found written later are counted twice; not those of a base, which are all. */
+	s->pages_compared = WPT_MAX(k->pages_compared, k->copy.pages_compared);
+	s->pages_dirty = WPT_MIN(s->pages_dirty + s->pages_compared, s->pages_tracked);
 	s->swapped_in = k->copy.swapped_in;
 	s->staging_waits = k->copy.staging_waits;
 	s->pages_stored = k->result.pages_stored;
 	s->pages_zero = k->result.pages_zero;
 	s->pages_unchanged = k->result.pages_unchanged;
 	s->pages_duplicate = k->result.pages_duplicate;
-	/* Each pass of a base says of a page that it can't be read; an increment only if the chain does not say so yet. */
+	/* Each pass says of a page that it can't be read; a link says so only if the chain does not yet. */
 	s->pages_unreadable = WPT_MIN(k->result.pages_unreadable, k->copy.pages_unreadable);
 	s->pages_torn = k->result.pages_torn;
 	s->bytes_stored = k->result.bytes;
@@ -690,6 +719,10 @@ static int take_options(struct take *k, const struct wpt_take_options *from)
 		return err;
 	if (o->mode > WPT_MODE_FUZZY || o->flags & ~(uint32_t)(WPT_TAKE_REFUSE | WPT_TAKE_REGISTERS) || (o->nr_sections && !o->sections))
 		return -EINVAL;
+	if (!o->max_rounds)
+		k->o.max_rounds = DEFAULT_ROUNDS;
+	if (!o->target_pause_us)
+		k->o.target_pause_us = DEFAULT_PAUSE_US;
 	if (self && o->mode == WPT_MODE_PAUSE && (!o->quiesce || !o->resume))
 		return -EINVAL;
 	if (o->mode == WPT_MODE_FUZZY && (o->paused || o->flags))
@@ -719,8 +752,8 @@ static int take_pages(struct take *k)
 		return err;
 	if (k->o.mode == WPT_MODE_FUZZY)
 		return take_fuzzy(k);
-	if (k->w->all)
-		err = take_precopy(k);
+	if (k->o.max_rounds != WPT_NO_ROUNDS)
+		err = take_rounds(k);
 	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
 	wpt_tracker_reap(k->w->t);
 	return err ? err : take_paused(k);
@@ -766,6 +799,8 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 	k->w = w;
 	k->started = wpt_now_ns();
 	k->registers.elem_size = k->new_ranges.elem_size = k->new_notes.elem_size = 1;
+	k->compared.elem_size = sizeof(struct wpt_span);
+	k->page_ns = DEFAULT_PAGE_NS;
 	k->stats.size = sizeof(k->stats);
 	err = take_options(k, options);
 	if (!err && nothing_to_track(w->t))
@@ -775,10 +810,12 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		err = take_link(k);
 		/* Its threads write to the ledger; they end before anything is taken back. */
 		wpt_layer_writer_close(k->layer);
-		if (err)
+		if (err) {
 			wpt_ledger_rollback(w->t->ledger);
-		else
+			spans_give_back(k);
+		} else {
 			succeeded(k);
+		}
 		pthread_mutex_unlock(&w->t->lock);
 		if (err && w->o.dest == WPT_DEST_FD)
 			w->broken = err;
@@ -792,6 +829,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 	if (w->t->pinned_loud && !err)
 		wpt_logf(&w->t->log, WPT_LOG_WARNING, "the target uses VFIO or RDMA: what devices write to memory is not seen");
 	wpt_copy_close(&k->copy);
+	wpt_vec_free(&k->compared);
 	wpt_vec_free(&k->registers);
 	wpt_vec_free(&k->new_ranges);
 	wpt_vec_free(&k->new_notes);

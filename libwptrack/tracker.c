@@ -76,6 +76,7 @@ static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd 
 	if (err)
 		return err;
 	t->guard_known = features & WPT_F_GUARD;
+	t->zap_reported = features & WPT_F_ZAP_REPORTED;
 	*uffd = t->backend == WPT_BACKEND_ASYNC ? WPT_UFFD_ASYNC : WPT_UFFD_NONE;
 	if (*uffd == WPT_UFFD_ASYNC && way != WPT_WAY_COMPENSATED) {
 		t->exact = way == WPT_WAY_EXACT || features & WPT_F_WP_WRITTEN;
@@ -297,7 +298,7 @@ int wpt_tracker_arm(struct wpt_tracker *t)
 	if (t->writer_open)
 		err = -EBUSY;
 	if (!err)
-		err = wpt_tracker_look(t, false);
+		err = wpt_tracker_look(t, 0);
 	/* What was dirty in memory that was armed before stays so; memory that is armed now begins clean. */
 	wpt_ledger_rollback(t->ledger);
 	if (!err)

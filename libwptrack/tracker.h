@@ -32,6 +32,9 @@ struct wpt_area {
 	bool backed;           /* by a file or shared memory; what is not populated is not zero */
 	bool private_file;     /* content of pages that are not COWed is the file's */
 	bool exact;            /* what is written is what is dirty: see wpt_tracker_start() */
+	bool dense;            /* anonymous, and nearly all of it is populated: markers in the rest cost no page tables */
+	bool told;             /* the look told, beside what is written, what is gone; nothing else need be looked at */
+	bool swapped;          /* some of what is written was in swap */
 };
 
 struct wpt_plan {
@@ -80,7 +83,7 @@ struct wpt_tracker {
 	struct wpt_plan *plan;     /* RCU */
 	struct wpt_plan *retired;  /* the plan before, until readers are waited for; see wpt_tracker_reap() */
 	struct wpt_vec files;      /* struct wpt_file */
-	struct wpt_vec unknown;    /* struct wpt_span: kept until a link that compared them is durable */
+	struct wpt_vec unknown;    /* struct wpt_span, ascending, apart: kept until a link that compared them is durable */
 	struct wpt_vec pinned;     /* struct wpt_piece: always dirty */
 	struct wpt_maps maps;
 	struct wpt_scan scan;
@@ -88,6 +91,7 @@ struct wpt_tracker {
 	uint32_t backend;
 	uint32_t flags;
 	bool guard_known;          /* the kernel reports guard pages */
+	bool zap_reported;         /* a place where nothing is any more is reported as written, whatever took it */
 	bool exact;                /* of huge pages it is tried when the first are seen */
 	bool huge_tried, huge_exact;
 	bool writer_open;
@@ -103,12 +107,20 @@ struct wpt_tracker {
  */
 int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options, enum wpt_way way);
 
+enum wpt_look_flags {
+	WPT_LOOK_STOPPED = 1u << 0, /* nothing of the target runs, calls need not be sliced */
+	WPT_LOOK_SOON = 1u << 1     /* the last look was moments ago: what went since is not told apart, but read */
+};
+
 /*
  * One look: list the mappings, resolve the ranges to areas, register and arm new ones, then collect what is dirty into the ledger (as taken
- * pages) and what can't be told into `unknown`; protects again what it reports. `stopped`: nothing of the target runs, calls need not
- * be sliced. No malloc. -WPT_E_GONE, -ENOMEM.
+ * pages) and what can't be told into `unknown`; protects again what it reports. No malloc. -WPT_E_GONE, -ENOMEM.
  */
-int wpt_tracker_look(struct wpt_tracker *t, bool stopped);
+int wpt_tracker_look(struct wpt_tracker *t, uint32_t flags);
+
+/* [start, end), or everything of the plan, must be compared by the next durable link. */
+int wpt_tracker_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end);
+int wpt_tracker_all_unknown(struct wpt_tracker *t);
 
 /* Makes a plan without arming anything, for those who ask what would be tracked. */
 int wpt_tracker_list(struct wpt_tracker *t);
@@ -141,8 +153,8 @@ int wpt_tracker_note_cowed(struct wpt_tracker *t, const struct wpt_page_region *
  */
 int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget);
 
-/* Whether [start, end) touches a span that must be compared. */
-bool wpt_tracker_is_unknown(const struct wpt_tracker *t, uint64_t start, uint64_t end);
+/* The first part of [from, end) that must be compared: its start (end if there is none) and its end in *run_end. */
+uint64_t wpt_tracker_next_unknown(const struct wpt_tracker *t, uint64_t from, uint64_t end, uint64_t *run_end);
 
 /* Checked first by everything that is public: -WPT_E_FORKED in a child. */
 int wpt_tracker_check(struct wpt_tracker *t);

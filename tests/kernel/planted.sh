@@ -12,19 +12,7 @@ work=$(mktemp -d -p "$B")
 trap 'rm -rf "$work"' EXIT
 cflags=(-std=gnu11 -O2 -g -w -pthread -fvisibility=hidden -Iinclude -Ilibwptrack)
 read -ra pkg < <(pkg-config --cflags --libs libzstd libxxhash liburcu-bp cmocka)
-n=0
-bad=0
-
-result() { # OK NAME [WHY]
-	n=$((n + 1))
-	if [ "$1" = 0 ]; then
-		echo "ok $n - $2"
-	else
-		[ -f "$work/out" ] && tail -20 "$work/out" | sed 's/^/# /'
-		echo "not ok $n - $2: $3"
-		bad=1
-	fi
-}
+. tests/tap.sh
 
 run=()
 limit=300
@@ -58,7 +46,7 @@ plant_in() {
 	fi
 	if ! $CC "${cflags[@]}" -c "$work/$file" -o "$work/planted.o" "${pkg[@]}" 2>"$work/out" ||
 		! $CC "${cflags[@]}" "tests/kernel/$test.c" "$work/planted.o" "$B/libwptrack.a" "${pkg[@]}" -o "$work/test" 2>"$work/out"; then
-		result 1 "$name" "does not build"
+		result 1 "$name" "does not build" "$work/out"
 		return
 	fi
 	if [ "$try" = no ]; then
@@ -71,9 +59,9 @@ plant_in() {
 		seed=
 	done
 	if [ -z "$seed" ]; then
-		result 1 "$name" "was not noticed by $test ($only)"
+		result 1 "$name" "was not noticed by $test ($only)" "$work/out"
 	elif ! grep -qE "$sign" "$work/out"; then
-		result 1 "$name" "failed otherwise than by '$sign'"
+		result 1 "$name" "failed otherwise than by '$sign'" "$work/out"
 	else
 		result 0 "$name"
 	fi
@@ -91,13 +79,13 @@ plant 'a scan with protection whose output is discarded' look.c \
 	's/(\twpt_scan_start\(&l->t->scan, start, end, match, true\);\n)/\tprotect_present(l, start, end);\n$1/' \
 	torture_test anon "$wrong"
 plant 'copied before it is protected' snapshot.c \
-	's/(\tk->copy.all = true;\n\tif \(!err\)\n\t\terr = wpt_copy_run\(&k->copy\);\n)/$1\tif (!err)\n\t\terr = wpt_tracker_look(k->w->t, false);\n/' \
+	's/(k->copy.round = true;\n\tif \(!err\)\n\t\terr = wpt_copy_run\(&k->copy\);\n)/$1\tif (!err)\n\t\terr = wpt_tracker_look(w->t, 0);\n/' \
 	torture_test anon "$wrong"
 plant 'fuzzy: pages are copied before they are protected and never looked at again' snapshot.c \
 	's/k->copy\.check_torn = true;/k->copy.check_torn = false;/' \
 	torture_test fuzzy "$wrong|pages are mixed"
 plant 'memory mapped anew is taken for the old' look.c \
-	's/(int wpt_look_unknown\(struct wpt_tracker \*t, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
+	's/(int wpt_tracker_unknown\(struct wpt_tracker \*t, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
 	torture_test anon "$wrong"
 plant 'inotify is not asked' bypass.c \
 	's/wpt_vec_at\(&t->files, struct wpt_file, i\)->changed = true;/;/' \
@@ -113,7 +101,7 @@ plant 'other processes that write are not looked for' bypass.c \
 	's/file->writer_seen \|= use->other_writer;/;/' \
 	bypass_test '' 'FAILED'
 plant 'a failed link loses the dirty set' snapshot.c \
-	's/if \(err\)\n\t\t\twpt_ledger_rollback\(w->t->ledger\);/if (err)\n\t\t\twpt_ledger_commit(w->t->ledger);/' \
+	's/\t\t\twpt_ledger_rollback\(w->t->ledger\);/\t\t\twpt_ledger_commit(w->t->ledger);/' \
 	snapshot_test '' 'FAILED'
 plant "a memfd's time of change is not asked" bypass.c \
 	's/file->times_changed = .*?;/file->times_changed = false;/' \
@@ -121,6 +109,18 @@ plant "a memfd's time of change is not asked" bypass.c \
 plant 'pinned buffers are not looked for' bypass.c \
 	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
 	bypass_test '' 'io_uring_fixed_buffers'
+plant 'rounds: a page that is staged is not copied again' copy.c \
+	's/memcpy\(slot_at\(c, c->again_slots\[i\]\), data, WPT_PAGE\);/;/' \
+	rounds_test '' "$wrong"
+plant 'rounds: a staged page that is gone keeps what was staged' copy.c \
+	's/memset\(slot_at\(c, slot\), 0, WPT_PAGE\);/;/' \
+	rounds_test '' "$wrong"
+plant 'rounds: what is gone is not told' look.c \
+	's/wpt_ledger_gone\(l->t->ledger, run.start, run.end\);/;/' \
+	rounds_test '' "$wrong"
+plant 'rounds: staged copies are written to after they were given away' copy.c \
+	's/\twpt_copy_unstage\(c\);\n\tc->spilled/\tc->spilled/' \
+	rounds_test '*little*' "$wrong|damaged|FAILED"
 if [ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge 18 ]; then
 	plant 'a huge page that was zapped and read again is taken for clean' look.c \
 		's/err \|\| match != &hugetlb \? err : collect_refilled\(l, a, start, end\)/err/' \
@@ -141,5 +141,4 @@ plant_written 'WP_WRITTEN: private pages that are in swap are read from the file
 plant_written 'WP_WRITTEN is counted on and not asked for' target.c \
 	's/uffd == WPT_UFFD_WRITTEN \? UFFD_FEATURE_WP_WRITTEN : 0/0/' \
 	torture_test memfd "$wrong"
-echo "1..$n"
-exit $bad
+tap_end

@@ -642,7 +642,7 @@ static void too_much_for_the_staging_memory(void **state)
 		skip();
 	const size_t bytes = 24u << 20;
 	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .staging_bytes = 4 << 20, .nr_threads = 1, .level = -5 };
-	struct wpt_take_options refuse = { .size = sizeof(refuse), .flags = WPT_TAKE_REFUSE };
+	struct wpt_take_options refuse = { .size = sizeof(refuse), .flags = WPT_TAKE_REFUSE, .max_rounds = WPT_NO_ROUNDS };
 	char *m = fix_anon(bytes);
 	struct fix f;
 
@@ -658,6 +658,10 @@ static void too_much_for_the_staging_memory(void **state)
 	assert_true(f.stats.pages_dirty >= bytes / TP);
 	m[9 * TP] = 1;
 	assert_int_equal(fix_try(&f, &refuse), 0); /* little is no problem */
+	fix_fill(m, bytes, 3);
+	refuse.max_rounds = 0;
+	assert_int_equal(fix_try(&f, &refuse), 0); /* nor is much, copied while the target runs */
+	assert_true(f.stats.pages_paused < 1024 && f.stats.nr_rounds > 1);
 	assert_int_equal(fix_wrong(&f), 0);
 	fix_close(&f);
 	munmap(m, bytes);

@@ -843,6 +843,36 @@ static void test_wait_undisturbed(void **state)
 	}
 }
 
+/* Neither does it of a probe, which attaches to a process of its own making. */
+static void test_probe_unnoticed(void **state)
+{
+	void (*handlers[])(int) = { on_sigchld, SIG_IGN, SIG_DFL };
+	struct wpt_probe p;
+	atomic_int stop;
+	pthread_t th;
+	size_t h;
+	int i;
+
+	(void)state;
+	for (h = 0; h < WPT_ARRAY_SIZE(handlers); h++) {
+		signal(SIGCHLD, handlers[h]);
+		sigchlds = strays = stop = 0;
+		pthread_create(&th, NULL, wait_loop, &stop);
+		for (i = 0; i < rounds(200); i++) {
+			p = (struct wpt_probe){ .size = sizeof(p) };
+			assert_int_equal(wpt_probe(&p), 0);
+			assert_true(p.features & WPT_F_PTRACE);
+		}
+		stop = 1;
+		pthread_join(th, NULL);
+		signal(SIGCHLD, SIG_DFL);
+		assert_int_equal(sigchlds, 0);
+		assert_int_equal(strays, 0);
+		assert_int_equal(waitpid(-1, NULL, WNOHANG | __WALL), -1);
+		assert_int_equal(errno, ECHILD);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -862,6 +892,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_many_threads),
 		cmocka_unit_test(test_registers),
 		cmocka_unit_test(test_wait_undisturbed),
+		cmocka_unit_test(test_probe_unnoticed),
 	};
 
 	if (argc == 2 && !strcmp(argv[0], "target"))

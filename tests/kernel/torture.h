@@ -35,6 +35,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "random.h"
+
 #ifndef MADV_COLD
 #define MADV_COLD 20
 #endif
@@ -135,20 +137,6 @@ struct ctl {
 	char dir[256];       /* for files on a disk */
 	struct area areas[MAX_AREAS];
 };
-
-static inline uint64_t rng(uint64_t *s)
-{
-	uint64_t z = (*s += 0x9e3779b97f4a7c15ull);
-
-	z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-	z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-	return z ^ (z >> 31);
-}
-
-static inline uint64_t rng_below(uint64_t *s, uint64_t n)
-{
-	return rng(s) % n;
-}
 
 static inline uint64_t area_units(const struct area *a)
 {

@@ -50,7 +50,7 @@ struct session {
 	uint64_t sequences[64];
 	unsigned links;
 	uint64_t rng;
-	uint64_t dirty, compared, stored, tracked, pause_ns;
+	uint64_t dirty, compared, stored, tracked, pause_ns, rounds;
 };
 
 static void say_library(void *arg, enum wpt_log_level level, const char *message)
@@ -292,6 +292,15 @@ static int refuse(void *arg)
 	return -ECANCELED;
 }
 
+/* Rounds as many as they happen to be, none, or for ever: a target that never rests never reaches a microsecond. */
+static void rounds_of_some_kind(struct session *s, struct wpt_take_options *o)
+{
+	static const uint32_t max[] = { 0, WPT_NO_ROUNDS, 1, 2, 20 };
+
+	o->max_rounds = max[rng_below(&s->rng, sizeof(max) / sizeof(max[0]))];
+	o->target_pause_us = rng_below(&s->rng, 3) ? 1 : 0;
+}
+
 static int take_try(struct session *s, struct wpt_take_options *o, struct wpt_take_stats *stats)
 {
 	int r, tries = 0;
@@ -330,6 +339,7 @@ static int take_others(struct session *s)
 		log_link(s, OP_FUZZY_LINK, false);
 	}
 	if (!r && rng_below(&s->rng, 6) == 0) {
+		rounds_of_some_kind(s, &failed);
 		r = take_try(s, &failed, NULL);
 		log_link(s, OP_FAILED_LINK, false);
 		r = r == -ECANCELED ? 0 : r ? r : -EIO;
@@ -349,6 +359,7 @@ static int take_link(struct session *s)
 
 	if (r)
 		return r;
+	rounds_of_some_kind(s, &o);
 	r = take_try(s, &o, &stats);
 	if (r || s->shadow.error) {
 		printf("# torture: %s: link %u: %s; WPT_SEED=%" PRIu64 "\n", s->run->name, s->links,
@@ -362,6 +373,7 @@ static int take_link(struct session *s)
 		s->stored += stats.pages_stored;
 		s->tracked += stats.pages_tracked;
 		s->pause_ns += stats.pause_ns;
+		s->rounds += stats.nr_rounds;
 	}
 	if (open_link(s, stats.sequence, &chain))
 		return -1;
@@ -377,7 +389,7 @@ static int take_link(struct session *s)
 static int session_writer(struct session *s, const char *chain)
 {
 	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2,
-					.staging_bytes = 64 << 20 };
+					.staging_bytes = rng_below(&s->rng, 2) ? 64 << 20 : 4 << 20 };
 	int r;
 
 	snprintf(s->chain, sizeof(s->chain), "%s", chain);
@@ -533,10 +545,10 @@ static int more_bases(struct session *s)
 static void say_figures(struct session *s)
 {
 	printf("# %s: %u links, %" PRIu64 " steps, %" PRIu64 " pages compared with the shadow; dirty %.1f%%, by content %.1f%%, pause %" PRIu64
-	       " us on average\n",
+	       " us on average, %" PRIu64 " rounds\n",
 	       s->run->name, s->links, (uint64_t)atomic_load(&s->ctl->steps), s->check.pages_checked,
 	       s->tracked ? 100.0 * (double)s->dirty / (double)s->tracked : 0,
-	       s->tracked ? 100.0 * (double)s->compared / (double)s->tracked : 0, s->links > 1 ? s->pause_ns / 1000 / (s->links - 1) : 0);
+	       s->tracked ? 100.0 * (double)s->compared / (double)s->tracked : 0, s->links > 1 ? s->pause_ns / 1000 / (s->links - 1) : 0, s->rounds);
 	if (!getenv("WPT_VERBOSE"))
 		return;
 	printf("#  ");

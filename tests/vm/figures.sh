@@ -1,12 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
-# figures.sh STOCK PATCHED [BUILD]: boots both kernels (bzImages) in turn and prints what the patch saves and what it costs, side by side.
-# FIGURES_ROUNDS: how often each is booted for the hot path (3). Needs the programs of tests/bench in the build (make bench builds them).
+# figures.sh BUILD: boots the stock and the patched kernel in turn and prints what the patch saves and what it costs, side by side. make figures
+# calls it, with the programs of tests/bench built. FIGURES_ROUNDS: how often each is booted for the hot path (3).
 # The machine is emulated: absolute times are of no use, ratios are.
 set -u
 cd "$(dirname "$0")/../.." || exit 1
-[ $# -ge 2 ] || { echo "usage: figures.sh STOCK PATCHED [BUILD]" >&2; exit 2; }
-B=$(realpath "${3:-${WPT_BUILD:-build}}")
+B=$(realpath "${1:?usage: figures.sh BUILD}") || exit 2
+kernels=$(scripts/kernel-build stock patched) || exit 1
+image() { awk -v name="$1" '$1 == name { sub(/^[^ ]* /, ""); print $0 "/bzImage" }' <<<"$kernels"; }
+stock=$(image stock)
+patched=$(image patched)
 rounds=${FIGURES_ROUNDS:-3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -20,12 +23,12 @@ run() { # KERNEL OUTPUT PROGRAM
 }
 
 for round in $(seq "$rounds"); do
-	run "$1" "$work/hot.stock.$round" hot_path
-	run "$2" "$work/hot.patched.$round" hot_path
+	run "$stock" "$work/hot.stock.$round" hot_path
+	run "$patched" "$work/hot.patched.$round" hot_path
 done
 export WPT_REPEATS=1
-run "$1" "$work/sparse.stock" sparse_written
-WPT_REPEATS=5 run "$2" "$work/sparse.patched" sparse_written
+run "$stock" "$work/sparse.stock" sparse_written
+WPT_REPEATS=5 run "$patched" "$work/sparse.patched" sparse_written
 
 echo "Protecting 1 TiB of which 1000 pages were touched: milliseconds, and KiB of page tables that were added"
 echo

@@ -12,19 +12,7 @@ read -ra kinds <<<"${PROOF_KINDS:-live-scan-shared-anon live-scan-memfd live-sca
 export WPT_TORTURE_COMPENSATION=off WPT_SEED=${WPT_SEED:-20} WPT_STEPS=${WPT_STEPS:-400}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-bad=0
-n=0
-
-result() { # OK NAME [FILE]
-	n=$((n + 1))
-	if [ "$1" = 0 ]; then
-		echo "ok $n - $2"
-	else
-		sed 's/^/# /' "$3" | tail -40
-		echo "not ok $n - $2"
-		bad=1
-	fi
-}
+. tests/tap.sh
 
 # Each kind's output in a file of its own, with the exit status of the test as its last line.
 run() { # KERNEL DIR
@@ -40,9 +28,9 @@ run() { # KERNEL DIR
 
 mkdir "$work/stock" "$work/patched"
 run "$stock" "$work/stock"
-result $? 'the stock kernel booted, ran the test and complained of nothing' "$work/stock.run"
+result $? 'the stock kernel booted, ran the test and complained of nothing' '' "$work/stock.run"
 run "$patched" "$work/patched"
-result $? 'the patched kernel booted, ran the test and complained of nothing' "$work/patched.run"
+result $? 'the patched kernel booted, ran the test and complained of nothing' '' "$work/patched.run"
 
 for kind in "${kinds[@]}"; do
 	log=$work/stock/$kind.log
@@ -50,12 +38,11 @@ for kind in "${kinds[@]}"; do
 	# What a failing case says besides: the tally. Anything else is another failure than a lost write.
 	other=$(grep '^# \(torture\|fuzzy\|live scan\):' "$log" | grep -vc 'WRONG BYTE\|pages wrong$\|live scan: wrong;')
 	grep -q '^exit status [1-9]' "$log" && [ "$lost" -gt 0 ] && [ "$other" = 0 ]
-	result $? "stock, without compensation: $kind loses writes ($lost wrong pages shown)" "$log"
+	result $? "stock, without compensation: $kind loses writes ($lost wrong pages shown)" '' "$log"
 done
 for kind in "${kinds[@]}"; do
 	log=$work/patched/$kind.log
 	grep -q '^exit status 0$' "$log" && grep -q '\[  PASSED  \] [1-9]' "$log" && ! grep -q 'SKIPPED' "$log" && ! grep -q WRONG "$log"
-	result $? "patched, without compensation: $kind passes ($(grep -c '\[       OK \]' "$log") cases)" "$log"
+	result $? "patched, without compensation: $kind passes ($(grep -c '\[       OK \]' "$log") cases)" '' "$log"
 done
-echo "1..$n"
-exit $bad
+tap_end

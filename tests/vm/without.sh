@@ -4,9 +4,12 @@
 # the target alone.
 set -u
 B=$1
-bad=0
+. tests/tap.sh
 cd "$(mktemp -d)" || exit 1
-check() { if "${@:2}"; then echo "ok - $1"; else echo "not ok - $1"; bad=1; fi; }
+check() {
+	"${@:2}"
+	result $? "$1"
+}
 
 "$B/wpsnap" probe >probe 2>&1
 status=$?
@@ -27,4 +30,4 @@ check 'each line is ours' sh -c '! grep -vE "^wpsnap: ." save.err'
 check 'and leaves nothing behind' [ ! -e out.wps ]
 check 'the target runs on' grep -q 'sleep' /proc/$target/comm
 kill $target
-exit $bad
+tap_end

@@ -9,6 +9,7 @@
 
 #define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|fuzzy] [--level N] [--threads N]\n" \
 	"           [--verify-content] [--assume-sole-writer] [--staging SIZE] [--refuse]\n" \
+	"           [--rounds N] [--target-pause TIME] [--stop-timeout TIME]\n" \
 	"           [--registers] [--cmdline] [-q] [--json]"
 
 static const struct command commands[] = {

@@ -107,6 +107,37 @@ static int set_staging(struct opts *o, const char *value)
 	return EXIT_OK;
 }
 
+static int set_rounds(struct opts *o, const char *value)
+{
+	int n;
+
+	if (parse_int(value, 0, 1000, &n))
+		return usage_error(o->cmd, "--rounds takes a whole number from 0 to 1000, not '%s'", value);
+	o->max_rounds = n ? (uint32_t)n : WPT_NO_ROUNDS;
+	return EXIT_OK;
+}
+
+/* A time of `unit` ns to `most` of them. */
+static int parse_limit(struct opts *o, const char *name, const char *value, uint64_t unit, uint64_t most, uint32_t *out)
+{
+	uint64_t ns;
+
+	if (parse_duration(value, &ns) || ns < unit || ns > unit * most)
+		return usage_error(o->cmd, "%s takes a time such as 1ms or 0.5s, at most an hour, not '%s'", name, value);
+	*out = (uint32_t)(ns / unit);
+	return EXIT_OK;
+}
+
+static int set_target_pause(struct opts *o, const char *value)
+{
+	return parse_limit(o, "--target-pause", value, 1000, 3600000000u, &o->target_pause_us);
+}
+
+static int set_stop_timeout(struct opts *o, const char *value)
+{
+	return parse_limit(o, "--stop-timeout", value, 1000000, 3600000, &o->stop_timeout_ms);
+}
+
 static int set_every(struct opts *o, const char *value)
 {
 	if (parse_duration(value, &o->every_ns))
@@ -139,6 +170,9 @@ static const struct option_def options[] = {
 	  FLAG(sole_writer) },
 	{ "staging", 0, "SIZE", CMD_TAKE, "memory for copied pages, 256M by default", set_staging, 0 },
 	{ "refuse", 0, NULL, CMD_TAKE, "fail rather than pause for longer when staging is full", FLAG(refuse) },
+	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 10 by default", set_rounds, 0 },
+	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
+	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },
 	{ "registers", 0, NULL, CMD_TAKE, "store the registers of the threads too", FLAG(registers) },
 	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
 	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },

@@ -247,3 +247,20 @@ const char *mode_name(uint32_t mode)
 	}
 	return "unknown";
 }
+
+const char *rounds_end_name(uint32_t rounds_end)
+{
+	switch ((enum wpt_rounds_end)rounds_end) {
+	case WPT_ROUNDS_NONE:
+		return "none";
+	case WPT_ROUNDS_SMALL:
+		return "small";
+	case WPT_ROUNDS_STALLED:
+		return "stalled";
+	case WPT_ROUNDS_LIMIT:
+		return "limit";
+	case WPT_ROUNDS_STAGING:
+		return "staging";
+	}
+	return "unknown";
+}

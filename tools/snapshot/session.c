@@ -194,7 +194,7 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 
 int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain)
 {
-	struct wpt_tracker_options to = { .size = sizeof(to) };
+	struct wpt_tracker_options to = { .size = sizeof(to), .stop_timeout_ms = s->o->stop_timeout_ms };
 	int err, code, attempts = 0;
 
 	s->o = o;
@@ -249,6 +249,9 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 	json_u64(f, "pages_unreadable", st->pages_unreadable);
 	json_u64(f, "pages_torn", st->pages_torn);
 	json_u64(f, "bytes_stored", st->bytes_stored);
+	json_u64(f, "pages_paused", st->pages_paused);
+	json_u64(f, "rounds", st->nr_rounds);
+	json_str(f, "rounds_end", rounds_end_name(st->rounds_end));
 	json_u64(f, "pause_ns", st->pause_ns);
 	json_u64(f, "total_ns", st->total_ns);
 	json_u64(f, "skipped", st->nr_skipped);
@@ -311,6 +314,8 @@ static int take(struct session *s, struct wpt_take_stats *st)
 	struct wpt_take_options to = { .size = sizeof(to) };
 
 	to.mode = s->o->mode;
+	to.max_rounds = s->o->max_rounds;
+	to.target_pause_us = s->o->target_pause_us;
 	if (s->o->mode == WPT_MODE_PAUSE)
 		to.paused = on_paused;
 	if (s->o->refuse)

@@ -70,6 +70,9 @@ struct opts {
 	int level;                 /* 0: not given */
 	uint32_t nr_threads;       /* 0: not given */
 	uint64_t staging;          /* bytes, 0: not given */
+	uint32_t max_rounds;       /* as in wpt_take_options */
+	uint32_t target_pause_us;  /* 0: not given */
+	uint32_t stop_timeout_ms;  /* 0: not given */
 	uint64_t every_ns;
 	uint64_t count;            /* 0: no end */
 	bool new_chain, verify_content, sole_writer, refuse, registers, cmdline, json, quiet;
@@ -123,6 +126,7 @@ const char *kind_name(uint32_t kind);
 const char *reason_name(uint32_t reason);   /* one word, for JSON */
 const char *reason_text(uint32_t reason);   /* in words */
 const char *mode_name(uint32_t mode);
+const char *rounds_end_name(uint32_t rounds_end);
 
 /* ---- json.c: one object a line ---- */
 

@@ -36,13 +36,13 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
-	--every | --count | --level | --threads | --range | --staging)
+	--every | --count | --level | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
 		return
 		;;
 	esac
 	if [[ $cur == -* ]]; then
 		compopt +o filenames 2>/dev/null
-		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse
+		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds --target-pause --stop-timeout
 			--registers --cmdline --json --quiet'
 		case $cmd in
 		probe | info) take='--json' ;;

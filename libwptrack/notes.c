@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: MIT */
+#include "notes.h"
+
+#include <stdio.h>
+
+int wpt_text_append(struct wpt_vec *v, const void *data, size_t len)
+{
+	const char *c = data;
+	char *to;
+	size_t i;
+
+	for (i = 0; i < len; i++) {
+		to = wpt_vec_push(v);
+		if (!to)
+			return -ENOMEM;
+		*to = c[i];
+	}
+	return 0;
+}
+
+/* Whether the text is what the last durable link had. */
+bool wpt_text_same(const struct wpt_vec *v, const void *data, size_t len)
+{
+	return v->count == len && (!len || memcmp(v->data, data, len) == 0);
+}
+
+int wpt_text_set(struct wpt_vec *v, const void *data, size_t len)
+{
+	wpt_vec_clear(v);
+	return wpt_text_append(v, data, len);
+}
+
+static const char *reason_text(uint32_t reason)
+{
+	switch ((enum wpt_range_reason)reason) {
+	case WPT_REASON_NONE:
+		return "tracked";
+	case WPT_REASON_BUSY:
+		return "skipped: another userfaultfd has it";
+	case WPT_REASON_DEVICE:
+		return "skipped: device memory";
+	case WPT_REASON_SPECIAL:
+		return "skipped: special mapping";
+	case WPT_REASON_UNSUPPORTED:
+		return "skipped: the kernel can't write-protect it";
+	case WPT_REASON_OTHER_WRITER:
+		return "compared by content: another process may write to it";
+	case WPT_REASON_UNINSPECTABLE:
+		return "compared by content: who else writes to it can't be found out";
+	case WPT_REASON_PINNED:
+		return "compared by content: pinned for a device";
+	case WPT_REASON_VERIFY:
+		return "compared by content: as asked for";
+	}
+	return "unknown";
+}
+
+int wpt_notes_text(struct wpt_tracker *t, struct wpt_vec *text)
+{
+	const struct wpt_area *a;
+	char line[512];
+	size_t i;
+	int n, err = 0;
+
+	for (i = 0; i < t->plan->areas.count && !err; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (a->reason == WPT_REASON_NONE)
+			continue;
+		n = snprintf(line, sizeof(line), "%llx-%llx %.200s: %s\n", (unsigned long long)a->start, (unsigned long long)a->end,
+			     wpt_area_name(t->plan, a), reason_text(a->reason));
+		err = wpt_text_append(text, line, (size_t)n);
+	}
+	for (i = 0; i < t->files.count && !err; i++)
+		if (wpt_vec_at(&t->files, struct wpt_file, i)->use.own_writable_fd) {
+			n = snprintf(line, sizeof(line), "inode %llu: the target has it open for writing\n",
+				     (unsigned long long)wpt_vec_at(&t->files, struct wpt_file, i)->inode);
+			err = wpt_text_append(text, line, (size_t)n);
+		}
+	if (!err && t->pinned_loud) {
+		n = snprintf(line, sizeof(line), "VFIO or RDMA is in use: what devices write is not seen\n");
+		err = wpt_text_append(text, line, (size_t)n);
+	}
+	return err;
+}

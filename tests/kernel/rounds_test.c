@@ -1,0 +1,403 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Rounds before the pause, with writers that never stop: what a link shows must be the memory of the instant at which everything stood still,
+ * of which the test takes a copy of its own in the pause.
+ *
+ * WPT_SEED: of the random numbers (printed). WPT_LINKS: how many a case takes. WPT_ONLY: run tests whose name fits, with * and ?.
+ */
+#include "torture_util.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <sys/random.h>
+#include <time.h>
+
+#include "random.h"
+
+#define AREA_BYTES ((size_t)4 << 20)
+#define AREA_PAGES (AREA_BYTES / TP)
+#define THREADS 2u
+#define BASE 0x510000000000ull
+
+enum { DENSE, SPARSE, HUGE_PAGES, MEMFD, PRIVATE_FILE, NR_AREAS };
+
+/* Shared with the target. Its addresses are the same in both. */
+struct hammer {
+	_Atomic int stop, hold, held, ready;
+	_Atomic uint64_t writes;
+	uint64_t seed;
+	char *area[NR_AREAS];
+	int fd[NR_AREAS];
+};
+
+static struct {
+	uint64_t seed, links;
+} setup;
+
+static uint64_t env_or(const char *name, uint64_t otherwise)
+{
+	const char *s = getenv(name);
+
+	return s && *s ? strtoull(s, NULL, 0) : otherwise;
+}
+
+/* ---- the target ---- */
+
+static bool has_file(unsigned a)
+{
+	return a == MEMFD || a == PRIVATE_FILE;
+}
+
+static void areas_map(struct hammer *h)
+{
+	for (unsigned i = 0; i < NR_AREAS; i++) {
+		int flags = MAP_FIXED | (i == MEMFD ? MAP_SHARED : i == PRIVATE_FILE ? MAP_PRIVATE : MAP_PRIVATE | MAP_ANONYMOUS);
+
+		h->area[i] = mmap((char *)(uintptr_t)(BASE + i * 0x10000000ull), AREA_BYTES, PROT_READ | PROT_WRITE, flags, h->fd[i], 0);
+		if (h->area[i] == MAP_FAILED)
+			_exit(3);
+		if (i == HUGE_PAGES)
+			madvise(h->area[i], AREA_BYTES, MADV_HUGEPAGE);
+		if (i == DENSE || has_file(i))
+			fix_fill(h->area[i], AREA_BYTES, i);
+	}
+}
+
+static void give_back(struct hammer *h, unsigned a, uint64_t page, uint64_t nr)
+{
+	char *at = h->area[a] + page * TP;
+
+	if (a == MEMFD)
+		fallocate(h->fd[a], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(page * TP), (off_t)(nr * TP));
+	else
+		madvise(at, nr * TP, MADV_DONTNEED);
+}
+
+/*
+ * A stock kernel does not tell of a page of a file that was given back and is filled again by a write fault while the stop finds that half
+ * done, nor of a punched hole that is filled by a read: so the second half of those areas is only given back, and a memfd's not read.
+ */
+static void one_step(struct hammer *h, uint64_t *r)
+{
+	unsigned a = (unsigned)rng_below(r, NR_AREAS);
+	uint64_t pages = has_file(a) ? AREA_PAGES / 2 : AREA_PAGES, what = rng_below(r, 100), nr = 1 + rng_below(r, 4), back;
+	uint64_t page = rng_below(r, rng_below(r, 2) ? 64 : pages);
+	volatile char *at = h->area[a] + page * TP;
+
+	nr = nr < pages - page ? nr : pages - page;
+	back = has_file(a) ? pages + page : page;
+	if (what < (a == DENSE ? 3 : 10))
+		give_back(h, a, back, nr);
+	if (what < 5 && a != MEMFD)
+		(void)*(volatile char *)(h->area[a] + back * TP);
+	for (uint64_t i = what < 20 ? nr : 1; i-- > 0;)
+		*(volatile uint64_t *)(at + i * TP + rng_below(r, TP / 8) * 8) = rng(r);
+	atomic_fetch_add_explicit(&h->writes, 1, memory_order_relaxed);
+}
+
+struct thread {
+	struct hammer *h;
+	unsigned id;
+	pthread_t pthread;
+};
+
+static void *thread_main(void *arg)
+{
+	struct thread *t = arg;
+	struct hammer *h = t->h;
+	uint64_t r = h->seed * 7919 + t->id;
+
+	while (!atomic_load(&h->stop)) {
+		if (atomic_load(&h->hold)) {
+			atomic_fetch_add(&h->held, 1);
+			while (atomic_load(&h->hold))
+				sched_yield();
+			atomic_fetch_sub(&h->held, 1);
+		}
+		one_step(h, &r);
+	}
+	return NULL;
+}
+
+static void threads_start(struct hammer *h, struct thread *threads)
+{
+	for (unsigned i = 0; i < THREADS; i++) {
+		threads[i] = (struct thread){ .h = h, .id = i };
+		if (pthread_create(&threads[i].pthread, NULL, thread_main, &threads[i]))
+			_exit(4);
+	}
+}
+
+static pid_t target_start(struct hammer *h)
+{
+	struct thread threads[THREADS];
+	pid_t pid = fork();
+
+	if (pid)
+		return pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	areas_map(h);
+	threads_start(h, threads);
+	atomic_store(&h->ready, 1);
+	for (;;)
+		pause();
+}
+
+/* ---- the test ---- */
+
+struct rounds {
+	struct fix f;
+	struct hammer *h;
+	int mem;                /* of the target */
+};
+
+/* What it holds now, without changing it: holes of the memfd stay holes. */
+static int shadow(void *arg)
+{
+	struct rounds *r = arg;
+
+	for (unsigned i = 0; i < NR_AREAS; i++) {
+		int fd = i == MEMFD ? r->h->fd[i] : r->mem;
+		off_t at = i == MEMFD ? 0 : (off_t)(uintptr_t)r->h->area[i];
+
+		if (pread(fd, r->f.range[i].mine, AREA_BYTES, at) != (ssize_t)AREA_BYTES)
+			return -EIO;
+	}
+	return 0;
+}
+
+static int refuse(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
+static int quiesce(void *arg)
+{
+	struct rounds *r = arg;
+
+	atomic_store(&r->h->hold, 1);
+	while (atomic_load(&r->h->held) < (int)THREADS)
+		sched_yield();
+	return 0;
+}
+
+static void resume(void *arg)
+{
+	struct rounds *r = arg;
+
+	atomic_store(&r->h->hold, 0);
+	while (atomic_load(&r->h->held))
+		sched_yield();
+}
+
+static struct hammer *hammer_new(void)
+{
+	struct hammer *h = fix_map(sizeof(*h), MAP_SHARED | MAP_ANONYMOUS, -1);
+
+	h->seed = setup.seed;
+	for (unsigned i = 0; i < NR_AREAS; i++)
+		h->fd[i] = -1;
+	for (unsigned i = MEMFD; i <= PRIVATE_FILE; i++) {
+		h->fd[i] = memfd_create("rounds", 0);
+		assert_true(h->fd[i] >= 0);
+		assert_int_equal(ftruncate(h->fd[i], (off_t)AREA_BYTES), 0);
+		for (size_t at = 0; at < AREA_BYTES / 2; at += TP)
+			assert_int_equal(pwrite(h->fd[i], "file", 4, (off_t)at), 4);
+	}
+	return h;
+}
+
+static void say_wrong(struct rounds *r)
+{
+	static const char *const names[] = { "dense", "sparse", "huge", "memfd", "private file" };
+	uint8_t *page = fix_anon(TP);
+	struct wpt_chain *c;
+	char name[200];
+
+	snprintf(name, sizeof(name), "%s@%" PRIu64, r->f.chain, r->f.stats.sequence);
+	assert_int_equal(wpt_chain_open(&c, name), 0);
+	for (unsigned a = 0; a < NR_AREAS; a++)
+		for (size_t p = 0; p < AREA_PAGES; p++) {
+			const uint8_t *right = (uint8_t *)r->f.range[a].mine + p * TP;
+			size_t at = 0, nr = 0;
+
+			assert_int_equal(wpt_chain_read(c, (uint64_t)(uintptr_t)r->h->area[a] + p * TP, page, TP), 0);
+			for (size_t i = TP; i-- > 0;)
+				if (page[i] != right[i]) {
+					at = i;
+					nr++;
+				}
+			if (nr)
+				print_message("# %s: WRONG PAGE %zu: %zu bytes differ, the first at %zu: %02x, was %02x\n", names[a], p, nr, at,
+					      page[at], right[at]);
+		}
+	wpt_chain_close(c);
+	munmap(page, TP);
+}
+
+static void take_links(struct rounds *r, bool attached)
+{
+	static const uint32_t max[] = { 0, 3, 20, WPT_NO_ROUNDS };
+	uint64_t rng = setup.seed, rounds = 0, paused = 0;
+	struct wpt_take_options o, failed;
+
+	for (uint64_t i = 0; i < setup.links; i++) {
+		o = (struct wpt_take_options){ .size = sizeof(o), .paused = shadow, .arg = r };
+		o.max_rounds = max[rng_below(&rng, 8) ? rng_below(&rng, 3) : 3];
+		o.target_pause_us = rng_below(&rng, 3) ? 1 : 0;
+		if (!attached) {
+			o.quiesce = quiesce;
+			o.resume = resume;
+		}
+		failed = o;
+		failed.paused = refuse;
+		if (rng_below(&rng, 8) == 0)
+			assert_int_equal(fix_try(&r->f, &failed), -ECANCELED);
+		assert_int_equal(fix_try(&r->f, &o), 0);
+		rounds += r->f.stats.nr_rounds;
+		paused += r->f.stats.pages_paused;
+		assert_true((o.max_rounds == WPT_NO_ROUNDS) == (r->f.stats.rounds_end == WPT_ROUNDS_NONE));
+		assert_true(r->f.stats.nr_rounds <= (o.max_rounds == WPT_NO_ROUNDS ? 0 : o.max_rounds ? o.max_rounds : 10));
+		if (fix_wrong(&r->f)) {
+			say_wrong(r);
+			fail_msg("link %" PRIu64 ", WPT_SEED=%" PRIu64, i, setup.seed);
+		}
+	}
+	print_message("# %" PRIu64 " links, %" PRIu64 " rounds, %" PRIu64 " pages in a pause, %" PRIu64 " writes; seed %" PRIu64 "\n", setup.links,
+		      rounds, paused / setup.links, (uint64_t)atomic_load(&r->h->writes), setup.seed);
+}
+
+static void rounds_case(bool attached, uint64_t staging)
+{
+	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = staging };
+	struct thread threads[THREADS];
+	struct rounds r = { .mem = -1 };
+	char path[64];
+	pid_t pid = 0;
+
+	if (!fix_supported())
+		skip();
+	r.h = hammer_new();
+	if (attached) {
+		pid = target_start(r.h);
+		while (!atomic_load(&r.h->ready))
+			sched_yield();
+	} else {
+		areas_map(r.h);
+		threads_start(r.h, threads);
+	}
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid ? pid : getpid());
+	r.mem = open(path, O_RDONLY | O_CLOEXEC);
+	assert_true(r.mem >= 0);
+	fix_tracker(&r.f, pid, WPT_BACKEND_AUTO, WPT_TRACK_ASSUME_SOLE_WRITER);
+	for (unsigned i = 0; i < NR_AREAS; i++)
+		fix_add_as(&r.f, r.h->area[i], fix_anon(AREA_BYTES), AREA_BYTES);
+	assert_int_equal(wpt_writer_open(&r.f.w, r.f.t, r.f.chain, &wo), 0);
+	take_links(&r, attached);
+	atomic_store(&r.h->stop, 1);
+	for (unsigned i = 0; i < THREADS && !attached; i++)
+		pthread_join(threads[i].pthread, NULL);
+	fix_close(&r.f);
+	if (pid) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	for (unsigned i = 0; i < NR_AREAS; i++) {
+		munmap(r.f.range[i].mine, AREA_BYTES);
+		if (!attached)
+			munmap(r.h->area[i], AREA_BYTES);
+		if (r.h->fd[i] >= 0)
+			close(r.h->fd[i]);
+	}
+	close(r.mem);
+	munmap(r.h, sizeof(*r.h));
+}
+
+static void own_process(void **state)
+{
+	(void)state;
+	rounds_case(false, 64 << 20);
+}
+
+static void attached(void **state)
+{
+	(void)state;
+	rounds_case(true, 64 << 20);
+}
+
+/* What is staged has to be given away now and then. */
+static void own_process_little_memory(void **state)
+{
+	(void)state;
+	rounds_case(false, 4 << 20);
+}
+
+static void attached_little_memory(void **state)
+{
+	(void)state;
+	rounds_case(true, 4 << 20);
+}
+
+static void why_rounds_end(void **state)
+{
+	struct wpt_take_options o = { .size = sizeof(o) };
+	const size_t bytes = 16 << 20;
+	struct fix f;
+	char *m;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = fix_anon(bytes);
+	fix_fill(m, bytes, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, m, bytes);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.rounds_end, WPT_ROUNDS_SMALL);
+	assert_int_equal(f.stats.nr_rounds, 2); /* everything, and then nothing */
+	assert_int_equal(f.stats.pages_paused, 0);
+	m[5 * TP] ^= 1;
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.rounds_end, WPT_ROUNDS_SMALL);
+	assert_int_equal(f.stats.nr_rounds, 1);
+	assert_int_equal(f.stats.pages_dirty, 1);
+	fix_fill(m, bytes, 2);
+	o.max_rounds = 1;
+	assert_int_equal(fix_try(&f, &o), 0);
+	assert_int_equal(fix_wrong(&f), 0);
+	assert_int_equal(f.stats.rounds_end, WPT_ROUNDS_LIMIT);
+	assert_int_equal(f.stats.pages_dirty, bytes / TP);
+	assert_int_equal(f.stats.pages_stored, bytes / TP);
+	fix_fill(m, bytes, 3);
+	o.max_rounds = WPT_NO_ROUNDS;
+	assert_int_equal(fix_try(&f, &o), 0);
+	assert_int_equal(fix_wrong(&f), 0);
+	assert_int_equal(f.stats.rounds_end, WPT_ROUNDS_NONE);
+	assert_int_equal(f.stats.pages_paused, bytes / TP);
+	fix_close(&f);
+	munmap(m, bytes);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(why_rounds_end),
+		cmocka_unit_test(own_process),
+		cmocka_unit_test(attached),
+		cmocka_unit_test(own_process_little_memory),
+		cmocka_unit_test(attached_little_memory),
+	};
+	uint64_t random = 0;
+
+	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
+		random = (uint64_t)time(NULL);
+	setup.seed = env_or("WPT_SEED", random % 1000000);
+	setup.links = env_or("WPT_LINKS", 12);
+	print_message("# WPT_SEED=%" PRIu64 "\n", setup.seed);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	cmocka_set_test_filter(getenv("WPT_ONLY"));
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
