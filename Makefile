@@ -221,8 +221,8 @@ clean:
 	rm -rf $(B)
 
 FORCE:
-.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel figures check-layers check-style check-install \
-	check-abi install uninstall clean FORCE
+.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel figures check-layers check-style check-install check-abi \
+	install uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

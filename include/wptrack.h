@@ -323,12 +323,18 @@ enum wpt_dest {
 	WPT_DEST_FD = 3       /* links are written to .fd one after the other, a pipe will do; `path` is NULL */
 };
 
+/*
+ * A level that follows the sink: it begins at 1, goes up to at most 9 while compressed data waits for the sink, and down again while
+ * the sink waits for it. It is kept from link to link, and needs one thread more. What the page cache takes at once is no slow sink.
+ */
+#define WPT_LEVEL_ADAPTIVE 1000
+
 struct wpt_writer_options {
 	size_t size;
 	uint32_t dest;             /* enum wpt_dest */
 	uint32_t flags;            /* enum wpt_writer_flags */
 	int fd;                    /* for WPT_DEST_FD; stays the caller's */
-	int level;                 /* zstd level, -100 to 19; 0: 1 */
+	int level;                 /* zstd level, -100 to 19, or WPT_LEVEL_ADAPTIVE; 0: 1 */
 	uint32_t nr_threads;       /* that compress, 0: one per CPU, at most 8 */
 	uint32_t reserved;         /* 0 */
 	/*
@@ -440,6 +446,7 @@ struct wpt_take_stats {
 	uint64_t pages_paused;      /* copied or compared while the target stood still */
 	uint32_t nr_rounds;         /* before that */
 	uint32_t rounds_end;        /* enum wpt_rounds_end */
+	int64_t level;              /* zstd level of the last page data that was compressed */
 };
 
 /*
@@ -469,6 +476,13 @@ WPT_API int wpt_chain_open(struct wpt_chain **out, const char *chain);
 WPT_API int wpt_chain_open_memory(struct wpt_chain **out, const void *data, size_t len);
 
 WPT_API void wpt_chain_close(struct wpt_chain *c);
+
+/*
+ * Threads that restores of this chain may use, and merges that do not say; 0: one per CPU, at most 8, which holds until this is called. They
+ * live for one call, with all signals blocked, and are only started for more than 8 MiB of data. wpt_chain_read() never starts any.
+ * Errors: -EINVAL (more than 256). Since 0.1.
+ */
+WPT_API int wpt_chain_set_threads(struct wpt_chain *c, uint32_t nr_threads);
 
 struct wpt_chain_info {
 	size_t size;

@@ -169,10 +169,10 @@ int wpt_cache_get(struct wpt_cache *c, uint64_t owner, uint64_t offset, wpt_cach
 		while (e->loading)
 			pthread_cond_wait(&c->loaded, &c->lock);
 	} else {
-		e = entry_new(c, owner, offset);
+		e = load ? entry_new(c, owner, offset) : NULL;
 		if (!e) {
 			pthread_mutex_unlock(&c->lock);
-			return -ENOMEM;
+			return load ? -ENOMEM : -ENOENT;
 		}
 		e->nr_users = 1;
 		entry_load(c, e, load, arg);

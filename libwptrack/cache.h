@@ -33,7 +33,9 @@ int wpt_cache_open(struct wpt_cache **out, size_t max_bytes);
 /* Nothing is held any more. NULL is accepted. */
 void wpt_cache_close(struct wpt_cache *c);
 
-/* A held entry, or the loader's error: to all that waited for it; the next one tries again. */
+/*
+ * A held entry, or the loader's error: to all that waited for it; the next one tries again. Without a loader -ENOENT if it is not there.
+ */
 int wpt_cache_get(struct wpt_cache *c, uint64_t owner, uint64_t offset, wpt_cache_load *load, void *arg, struct wpt_cached **out);
 void wpt_cache_put(struct wpt_cache *c, struct wpt_cached *e);
 

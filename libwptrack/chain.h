@@ -57,10 +57,30 @@ int wpt_chain_run_hashes(struct wpt_chain *c, const struct wpt_view_run *run, ui
 
 /* ---- the bytes of a long stretch ---- */
 
+/* The threads that the chain's owner allows. */
+uint32_t wpt_chain_nr_threads(const struct wpt_chain *c);
+
+struct wpt_scatter {
+	/* Bytes, checked, of a run with data: on any thread, several at once, in any order. */
+	int (*data)(void *arg, uint64_t addr, const uint8_t *data, uint64_t len);
+	/* Every other run, in order of address, on the caller's thread. */
+	int (*rest)(void *arg, const struct wpt_view_run *run);
+	/* So many bytes of data more were taken: on the caller's thread. May be NULL. */
+	int (*progress)(void *arg, uint64_t bytes);
+	void *arg;
+	uint32_t window;    /* runs that are sorted at a time, 0: as many as pays */
+};
+
+/*
+ * All of [start, end), page-aligned, each byte once. An error of a callback ends it; none is called after it returned. With one thread all is
+ * done by the caller's.
+ */
+int wpt_chain_scatter(struct wpt_chain *c, uint64_t start, uint64_t end, uint32_t nr_threads, const struct wpt_scatter *to);
+
 struct wpt_gather;
 
-/* start and end are page-aligned. For one thread. */
-int wpt_gather_open(struct wpt_gather **out, struct wpt_chain *c, uint64_t start, uint64_t end);
+/* start and end are page-aligned. For one thread, which is helped by nr_threads if that is more than one. */
+int wpt_gather_open(struct wpt_gather **out, struct wpt_chain *c, uint64_t start, uint64_t end, uint32_t nr_threads);
 /* As wpt_walker_next(), and if it is DATA its bytes, checked, which stay until the next call. */
 int wpt_gather_next(struct wpt_gather *g, struct wpt_view_run *run, const uint8_t **data);
 void wpt_gather_close(struct wpt_gather *g);

@@ -48,6 +48,7 @@ struct wpt_chain {
 	struct wpt_range_list *ranges;  /* at the last link */
 	uint64_t end_offset;            /* of the last good link in a file */
 	uint64_t torn_bytes;            /* behind it */
+	uint32_t nr_threads;            /* 0: not set */
 	/* Walkers of reads that are over: the next read often begins where one ended. */
 	pthread_mutex_t idle_lock;
 	struct wpt_walker *idle[WPT_IDLE_WALKERS];

@@ -12,6 +12,7 @@
 #include "layer.h"
 #include "layer_dedup.h"
 #include "layer_index.h"
+#include "layer_level.h"
 #include "page.h"
 #include "pipe.h"
 
@@ -38,6 +39,8 @@ struct job {
 	size_t frame_len;
 	uint32_t nr_stored;
 	uint64_t checksum;
+	int level;             /* adaptive: what the frame was compressed at, and how long that took */
+	uint64_t work_ns;
 	bool again;            /* the link may have said something of these pages already */
 	bool mixed;            /* so may this very batch */
 	struct outcome outcomes[WPT_BATCH_PAGES];
@@ -45,25 +48,34 @@ struct job {
 };
 
 struct section_writer {
-	ZSTD_CCtx *cctx;
-	uint8_t *raw;          /* WPT_FMT_PART_MAX bytes */
-	size_t used;
+	size_t used;           /* of the kit's raw bytes */
 	uint32_t index;
 	struct wpt_fmt_section *entry;
 	struct wpt_fmt_hash hash;
 };
 
-struct wpt_layer_writer {
-	struct wpt_layer_params params;
-	struct wpt_fmt_head head;
-	struct wpt_page_key key;
+struct wpt_layer_kit {
+	uint32_t nr_threads;
 	struct wpt_pipe *pipe;
-	struct wpt_layer_index index;
-	struct wpt_layer_dedup *dedup;
+	ZSTD_CCtx **cctx;      /* one a thread, and one for sections */
+	int *levels;           /* that each is set to */
+	bool adaptive;
+	struct wpt_level level;
+	uint64_t (*clock)(void);
+	uint8_t *raw;          /* WPT_FMT_PART_MAX bytes, for sections */
 	struct job *jobs;
 	uint8_t *data;
 	size_t nr_jobs;
-	ZSTD_CCtx **cctx;      /* one a thread */
+};
+
+struct wpt_layer_writer {
+	struct wpt_layer_params params;
+	struct wpt_layer_kit *kit;
+	bool owns_kit;
+	struct wpt_fmt_head head;
+	struct wpt_page_key key;
+	struct wpt_layer_index index;
+	struct wpt_layer_dedup *dedup;
 	uint64_t next_addr;    /* end of what was submitted last */
 	bool again;            /* addresses went back: pages may come twice */
 	struct wpt_fmt_counts counts;
@@ -97,26 +109,40 @@ static void zstd_free(void *opaque, void *address)
 	wpt_vm_free(p, *p);
 }
 
-static size_t compress(ZSTD_CCtx *c, void *out, size_t room, const void *data, size_t len)
+static int level_set(struct wpt_layer_kit *k, uint32_t i, int level)
 {
-	return ZSTD_compress2(c, out, room, data, len);
+	if (k->levels[i] == level)
+		return 0;
+	if (ZSTD_isError(ZSTD_CCtx_setParameter(k->cctx[i], ZSTD_c_compressionLevel, level)))
+		return -EINVAL;
+	k->levels[i] = level;
+	return 0;
+}
+
+/* With compressor number i of the kit, at its level of the moment. */
+static size_t compress(struct wpt_layer_kit *k, uint32_t i, void *out, size_t room, const void *data, size_t len)
+{
+	if (k->adaptive && level_set(k, i, wpt_level_get(&k->level)))
+		return (size_t)-1; /* an error to ZSTD_isError() */
+	return ZSTD_compress2(k->cctx[i], out, room, data, len);
 }
 
 /* Compressing a full batch once takes all the memory that it will ever need. */
-static int compressor_open(ZSTD_CCtx **out, int level, const void *zeros, void *scratch)
+static int compressor_open(struct wpt_layer_kit *k, uint32_t i, int level, const void *zeros, void *scratch)
 {
 	const ZSTD_customMem memory = { zstd_alloc, zstd_free, NULL };
-	ZSTD_CCtx *c = ZSTD_createCCtx_advanced(memory);
 	size_t ret;
+	int rc;
 
-	if (!c)
+	k->cctx[i] = ZSTD_createCCtx_advanced(memory);
+	if (!k->cctx[i])
 		return -ENOMEM;
-	*out = c;
-	ret = ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, level ? level : 1);
+	rc = level_set(k, i, level);
+	if (rc < 0)
+		return rc;
+	ret = ZSTD_CCtx_setParameter(k->cctx[i], ZSTD_c_checksumFlag, 1);
 	if (!ZSTD_isError(ret))
-		ret = ZSTD_CCtx_setParameter(c, ZSTD_c_checksumFlag, 1);
-	if (!ZSTD_isError(ret))
-		ret = compress(c, scratch, WPT_FMT_FRAME_MAX, zeros, BATCH_BYTES);
+		ret = ZSTD_compress2(k->cctx[i], scratch, WPT_FMT_FRAME_MAX, zeros, BATCH_BYTES);
 	return ZSTD_isError(ret) ? -ENOMEM : 0;
 }
 
@@ -188,6 +214,7 @@ static int work(void *arg, uint32_t thread, struct wpt_pipe_job *pipe_job)
 	struct wpt_layer_writer *w = arg;
 	struct job *job = (struct job *)pipe_job;
 	const struct wpt_batch *b = &job->batch;
+	uint64_t began = 0;
 	uint32_t i = 0;
 	size_t len;
 
@@ -208,9 +235,15 @@ static int work(void *arg, uint32_t thread, struct wpt_pipe_job *pipe_job)
 	}
 	if (job->nr_stored == 0)
 		return 0;
-	len = compress(w->cctx[thread], pipe_job->out, WPT_FMT_FRAME_MAX, b->data, (size_t)job->nr_stored * WPT_PAGE);
+	if (w->kit->adaptive)
+		began = w->kit->clock();
+	len = compress(w->kit, thread, pipe_job->out, WPT_FMT_FRAME_MAX, b->data, (size_t)job->nr_stored * WPT_PAGE);
 	if (ZSTD_isError(len))
 		return -ENOMEM;
+	if (w->kit->adaptive) {
+		job->level = w->kit->levels[thread];
+		job->work_ns = w->kit->clock() - began;
+	}
 	job->frame_len = len;
 	job->checksum = wpt_fmt_checksum(pipe_job->out, len);
 	return 0;
@@ -374,6 +407,18 @@ static int emit_item(struct wpt_layer_writer *w, const struct job *job, uint32_t
 	}
 }
 
+static int emit_frame(struct wpt_layer_writer *w, const struct job *job)
+{
+	struct wpt_layer_kit *k = w->kit;
+	uint64_t began = k->adaptive ? k->clock() : 0;
+	int ret = wpt_layer_index_data(&w->index, job->pipe.order, job->pipe.out, job->frame_len, job->nr_stored, job->checksum);
+
+	/* One thread of the pipe is for the sink. */
+	if (k->adaptive)
+		wpt_level_note(&k->level, job->level, k->nr_threads - 1, k->clock() - began, job->work_ns);
+	return ret;
+}
+
 static int emit(void *arg, struct wpt_pipe_job *pipe_job)
 {
 	struct wpt_layer_writer *w = arg;
@@ -382,8 +427,7 @@ static int emit(void *arg, struct wpt_pipe_job *pipe_job)
 	int ret = 0;
 
 	if (job->frame_len)
-		ret = wpt_layer_index_data(&w->index, pipe_job->order, pipe_job->out, job->frame_len, job->nr_stored,
-					   job->checksum);
+		ret = emit_frame(w, job);
 	for (uint32_t n = 0; n < job->batch.nr_items && ret == 0; n++) {
 		const struct wpt_item *item = &job->batch.items[n];
 
@@ -392,6 +436,89 @@ static int emit(void *arg, struct wpt_pipe_job *pipe_job)
 			i += (uint32_t)item->nr_pages;
 	}
 	return ret;
+}
+
+/* ---- the kit ---- */
+
+static uint32_t threads_of(uint32_t nr_threads)
+{
+	return WPT_MAX(1u, WPT_MIN(nr_threads, WPT_PIPE_THREADS_MAX));
+}
+
+static int compressors_open(struct wpt_layer_kit *k, int level)
+{
+	uint8_t *zeros = wpt_vm_alloc(BATCH_BYTES), *scratch = wpt_vm_alloc(WPT_FMT_FRAME_MAX);
+	int ret = -ENOMEM;
+
+	k->cctx = calloc(k->nr_threads + 1, sizeof(*k->cctx));
+	k->levels = calloc(k->nr_threads + 1, sizeof(*k->levels));
+	if (zeros && scratch && k->cctx && k->levels)
+		ret = 0;
+	for (uint32_t i = 0; i <= k->nr_threads && ret == 0; i++)
+		ret = compressor_open(k, i, level, zeros, scratch);
+	wpt_vm_free(zeros, BATCH_BYTES);
+	wpt_vm_free(scratch, WPT_FMT_FRAME_MAX);
+	return ret;
+}
+
+int wpt_layer_kit_open(struct wpt_layer_kit **out, uint64_t staging_bytes, uint32_t nr_threads, int level)
+{
+	struct wpt_pipe_params pipe = { 0, WPT_FMT_FRAME_MAX, work, emit, NULL };
+	struct wpt_layer_kit *k = wpt_vm_alloc(sizeof(*k));
+	int ret;
+
+	if (!k)
+		return -ENOMEM;
+	/* Where the sink is slow a thread is always in it; the others go on to compress. */
+	pipe.nr_threads = threads_of(level == WPT_LEVEL_ADAPTIVE ? threads_of(nr_threads) + 1 : nr_threads);
+	k->nr_threads = pipe.nr_threads;
+	k->adaptive = level == WPT_LEVEL_ADAPTIVE;
+	wpt_level_init(&k->level);
+	k->clock = wpt_now_ns;
+	k->nr_jobs = WPT_MAX((size_t)(staging_bytes / BATCH_BYTES), (size_t)k->nr_threads + 2);
+	k->jobs = wpt_vm_alloc(k->nr_jobs * sizeof(*k->jobs));
+	k->data = wpt_vm_alloc(k->nr_jobs * BATCH_BYTES);
+	k->raw = wpt_vm_alloc(WPT_FMT_PART_MAX);
+	ret = k->jobs && k->data && k->raw ? compressors_open(k, k->adaptive ? WPT_LEVEL_MOST : level ? level : 1) : -ENOMEM;
+	if (ret == 0)
+		ret = wpt_pipe_open(&k->pipe, &pipe);
+	if (ret < 0) {
+		wpt_layer_kit_close(k);
+		return ret;
+	}
+	*out = k;
+	return 0;
+}
+
+void wpt_layer_kit_clock(struct wpt_layer_kit *k, uint64_t (*clock)(void))
+{
+	k->clock = clock;
+}
+
+void wpt_layer_kit_close(struct wpt_layer_kit *k)
+{
+	if (!k)
+		return;
+	wpt_pipe_close(k->pipe);
+	for (uint32_t i = 0; k->cctx && i <= k->nr_threads; i++)
+		ZSTD_freeCCtx(k->cctx[i]);
+	free(k->cctx);
+	free(k->levels);
+	wpt_vm_free(k->raw, WPT_FMT_PART_MAX);
+	wpt_vm_free(k->data, k->nr_jobs * BATCH_BYTES);
+	wpt_vm_free(k->jobs, k->nr_jobs * sizeof(*k->jobs));
+	wpt_vm_free(k, sizeof(*k));
+}
+
+/* For the next writer, whatever became of the one before. */
+static void kit_reset(struct wpt_layer_kit *k, struct wpt_layer_writer *w)
+{
+	wpt_pipe_reset(k->pipe, w);
+	for (size_t i = k->nr_jobs; i-- > 0;) {
+		k->jobs[i].batch.data = k->data + i * BATCH_BYTES;
+		k->jobs[i].batch.priv = &k->jobs[i];
+		wpt_pipe_add(k->pipe, &k->jobs[i].pipe);
+	}
 }
 
 /* ---- open and close ---- */
@@ -415,54 +542,13 @@ static int head_write(struct wpt_layer_writer *w)
 	return wpt_layer_index_block(&w->index, bytes, wpt_fmt_head_encode(h, bytes));
 }
 
-static uint32_t threads_of(uint32_t nr_threads)
-{
-	return WPT_MAX(1u, WPT_MIN(nr_threads, WPT_PIPE_THREADS_MAX));
-}
-
-size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads)
-{
-	return WPT_MAX((size_t)(staging_bytes / BATCH_BYTES), (size_t)threads_of(nr_threads) + 2) * BATCH_BYTES;
-}
-
 uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w)
 {
-	return w->data;
-}
-
-static int jobs_open(struct wpt_layer_writer *w)
-{
-	w->nr_jobs = wpt_layer_staging_size(w->params.staging_bytes, w->params.nr_threads) / BATCH_BYTES;
-	w->jobs = wpt_vm_alloc(w->nr_jobs * sizeof(*w->jobs));
-	w->data = w->params.staging ? w->params.staging : wpt_vm_alloc(w->nr_jobs * BATCH_BYTES);
-	if (!w->jobs || !w->data)
-		return -ENOMEM;
-	for (size_t i = w->nr_jobs; i-- > 0;) {
-		w->jobs[i].batch.data = w->data + i * BATCH_BYTES;
-		w->jobs[i].batch.priv = &w->jobs[i];
-		wpt_pipe_add(w->pipe, &w->jobs[i].pipe);
-	}
-	return 0;
-}
-
-static int compressors_open(struct wpt_layer_writer *w)
-{
-	uint8_t *zeros = wpt_vm_alloc(BATCH_BYTES), *scratch = wpt_vm_alloc(WPT_FMT_FRAME_MAX);
-	int ret = -ENOMEM;
-
-	w->cctx = calloc(w->params.nr_threads, sizeof(*w->cctx));
-	if (zeros && scratch && w->cctx)
-		ret = compressor_open(&w->section.cctx, w->params.level, zeros, scratch);
-	for (uint32_t i = 0; i < w->params.nr_threads && ret == 0; i++)
-		ret = compressor_open(&w->cctx[i], w->params.level, zeros, scratch);
-	wpt_vm_free(zeros, BATCH_BYTES);
-	wpt_vm_free(scratch, WPT_FMT_FRAME_MAX);
-	return ret;
+	return w->kit->data;
 }
 
 int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, const struct wpt_layer_params *params)
 {
-	struct wpt_pipe_params pipe = { 0, WPT_FMT_FRAME_MAX, work, emit, NULL };
 	struct wpt_layer_writer *w;
 	int ret;
 
@@ -470,26 +556,18 @@ int wpt_layer_writer_open(struct wpt_layer_writer **out, struct wpt_sink *sink, 
 	if (!w)
 		return -ENOMEM;
 	w->params = *params;
-	w->params.nr_threads = threads_of(params->nr_threads);
-	pipe.nr_threads = w->params.nr_threads;
-	pipe.arg = w;
 	wpt_page_key_init(&w->key, params->key);
 	ret = wpt_layer_index_init(&w->index, sink);
 	if (ret == 0)
 		ret = wpt_layer_dedup_open(&w->dedup);
+	w->kit = params->kit;
+	w->owns_kit = !w->kit;
+	if (ret == 0 && w->owns_kit)
+		ret = wpt_layer_kit_open(&w->kit, params->staging_bytes, params->nr_threads, params->level);
 	if (ret < 0)
 		goto fail;
-	ret = -ENOMEM;
-	w->section.raw = wpt_vm_alloc(WPT_FMT_PART_MAX);
-	if (!w->section.raw)
-		goto fail;
-	ret = compressors_open(w);
-	if (ret == 0)
-		ret = head_write(w);
-	if (ret == 0)
-		ret = wpt_pipe_open(&w->pipe, &pipe);
-	if (ret == 0)
-		ret = jobs_open(w);
+	kit_reset(w->kit, w);
+	ret = head_write(w);
 	if (ret < 0)
 		goto fail;
 	*out = w;
@@ -503,16 +581,11 @@ void wpt_layer_writer_close(struct wpt_layer_writer *w)
 {
 	if (!w)
 		return;
-	wpt_pipe_close(w->pipe);
-	if (w->jobs)
-		wpt_vm_free(w->jobs, w->nr_jobs * sizeof(*w->jobs));
-	if (w->data && !w->params.staging)
-		wpt_vm_free(w->data, w->nr_jobs * BATCH_BYTES);
-	for (uint32_t i = 0; w->cctx && i < w->params.nr_threads; i++)
-		ZSTD_freeCCtx(w->cctx[i]);
-	free(w->cctx);
-	ZSTD_freeCCtx(w->section.cctx);
-	wpt_vm_free(w->section.raw, WPT_FMT_PART_MAX);
+	/* Its threads use what is freed here. */
+	if (w->owns_kit)
+		wpt_layer_kit_close(w->kit);
+	else
+		wpt_pipe_reset(w->kit->pipe, NULL);
 	wpt_layer_dedup_close(w->dedup);
 	wpt_layer_index_free(&w->index);
 	wpt_vm_free(w, sizeof(*w));
@@ -525,7 +598,7 @@ int wpt_layer_batch_get(struct wpt_layer_writer *w, struct wpt_batch **out, bool
 	struct wpt_pipe_job *job;
 	int ret;
 
-	ret = wpt_pipe_get(w->pipe, &job, wait);
+	ret = wpt_pipe_get(w->kit->pipe, &job, wait);
 	*out = NULL;
 	if (ret < 0 || !job)
 		return ret;
@@ -569,21 +642,21 @@ int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
 	job->mixed = false;
 	if (!batch_valid(w, b, &job->mixed)) {
 		b->nr_items = 0;
-		wpt_pipe_fail(w->pipe, -EINVAL);
+		wpt_pipe_fail(w->kit->pipe, -EINVAL);
 	}
 	w->again |= back || job->mixed;
 	job->again = w->again;
-	return wpt_pipe_submit(w->pipe, &job->pipe, back || job->mixed);
+	return wpt_pipe_submit(w->kit->pipe, &job->pipe, back || job->mixed);
 }
 
 void wpt_layer_hold(struct wpt_layer_writer *w, bool hold)
 {
-	wpt_pipe_hold(w->pipe, hold);
+	wpt_pipe_hold(w->kit->pipe, hold);
 }
 
 int wpt_layer_drain(struct wpt_layer_writer *w)
 {
-	return wpt_pipe_drain(w->pipe);
+	return wpt_pipe_drain(w->kit->pipe);
 }
 
 /* ---- sections ---- */
@@ -592,12 +665,12 @@ static int part_write(struct wpt_layer_writer *w, bool last)
 {
 	struct section_writer *s = &w->section;
 	uint8_t *block = w->index.block;
-	struct wpt_fmt_part part = { s->entry->type, s->index++, last ? WPT_FMT_PART_LAST : 0, (uint32_t)s->used, s->raw, 0 };
+	struct wpt_fmt_part part = { s->entry->type, s->index++, last ? WPT_FMT_PART_LAST : 0, (uint32_t)s->used, w->kit->raw, 0 };
 	size_t len = s->used;
 
 	part.len = part.raw_len;
 	if (s->used > 1)
-		len = compress(s->cctx, block + WPT_FMT_PART_DATA, s->used - 1, s->raw, s->used);
+		len = compress(w->kit, w->kit->nr_threads, block + WPT_FMT_PART_DATA, s->used - 1, w->kit->raw, s->used);
 	if (!ZSTD_isError(len) && len < s->used) {
 		part.flags |= WPT_FMT_PART_ZSTD;
 		part.data = block + WPT_FMT_PART_DATA;
@@ -617,7 +690,7 @@ static int section_begin(struct wpt_layer_writer *w, uint32_t type)
 			return -EINVAL;
 	if (w->nr_sections == WPT_FMT_SECTIONS_MAX)
 		return -EINVAL;
-	ret = wpt_pipe_drain(w->pipe);
+	ret = wpt_pipe_drain(w->kit->pipe);
 	if (ret < 0)
 		return ret;
 	s->entry = &w->sections[w->nr_sections];
@@ -645,10 +718,10 @@ static int section_add(struct wpt_layer_writer *w, const void *data, size_t len)
 		if (n == 0) {
 			ret = part_write(w, false);
 			if (ret < 0)
-				return wpt_pipe_fail(w->pipe, ret);
+				return wpt_pipe_fail(w->kit->pipe, ret);
 			continue;
 		}
-		memcpy(s->raw + s->used, p, n);
+		memcpy(w->kit->raw + s->used, p, n);
 		s->used += n;
 		p += n;
 		len -= n;
@@ -663,7 +736,7 @@ static int section_end(struct wpt_layer_writer *w)
 
 	ret = part_write(w, true);
 	if (ret < 0)
-		return wpt_pipe_fail(w->pipe, ret);
+		return wpt_pipe_fail(w->kit->pipe, ret);
 	wpt_fmt_hash_final(&s->hash, s->entry->digest);
 	s->entry->stored = w->index.offset - s->entry->offset;
 	w->nr_sections++;
@@ -731,11 +804,11 @@ int wpt_layer_finish(struct wpt_layer_writer *w, uint64_t time_ns, uint64_t paus
 	uint8_t records[16];
 	int ret;
 
-	ret = wpt_pipe_drain(w->pipe);
+	ret = wpt_pipe_drain(w->kit->pipe);
 	if (ret < 0)
 		return ret;
 	if (w->head.flags & WPT_FMT_FULL && !w->ranges_digest)
-		return wpt_pipe_fail(w->pipe, -EINVAL);
+		return wpt_pipe_fail(w->kit->pipe, -EINVAL);
 	root.counts = *c;
 	memcpy(trailer.chain_id, w->params.identity.chain_id, 16);
 	memcpy(trailer.link_id, w->params.identity.link_id, 16);
@@ -746,9 +819,10 @@ int wpt_layer_finish(struct wpt_layer_writer *w, uint64_t time_ns, uint64_t paus
 		wpt_fmt_identity(&w->head, records, w->ranges_digest, trailer.digest);
 	ret = wpt_layer_index_finish(&w->index, &root, w->sections, &trailer);
 	if (ret < 0)
-		return wpt_pipe_fail(w->pipe, ret);
+		return wpt_pipe_fail(w->kit->pipe, ret);
 	memset(result, 0, sizeof(*result));
 	result->bytes = w->index.offset;
+	result->level = w->kit->adaptive ? wpt_level_get(&w->kit->level) : w->kit->levels[0];
 	memcpy(result->digest, trailer.digest, 16);
 	result->pages_stored = c->data;
 	result->pages_zero = c->zero;

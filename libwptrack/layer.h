@@ -38,6 +38,24 @@ struct wpt_batch {
 	void *priv;                   /* the writer's */
 };
 
+/*
+ * What outlives a link: threads, compressors, and the memory of batches, where the next link finds memory instead of page faults.
+ */
+struct wpt_layer_kit;
+
+/* What the public option structs accept; 0 is the default, 1. */
+static inline bool wpt_layer_level_valid(int level)
+{
+	return level == WPT_LEVEL_ADAPTIVE || (level >= -100 && level <= 19);
+}
+
+/* `level` of zstd, 0: 1, or WPT_LEVEL_ADAPTIVE, which goes on from link to link and takes a thread more. Errors: -ENOMEM, -EAGAIN (threads). */
+int wpt_layer_kit_open(struct wpt_layer_kit **out, uint64_t staging_bytes, uint32_t nr_threads, int level);
+/* For tests: what tells the adaptive level the time in nanoseconds. Any thread calls it. */
+void wpt_layer_kit_clock(struct wpt_layer_kit *kit, uint64_t (*clock)(void));
+/* No writer uses it any more. NULL is accepted. In a forked child it only frees. */
+void wpt_layer_kit_close(struct wpt_layer_kit *kit);
+
 struct wpt_layer_params {
 	struct wpt_identity identity;
 	struct wpt_origin origin;
@@ -46,13 +64,10 @@ struct wpt_layer_params {
 	bool carry_digest;            /* a merge: `digest` is the identity digest of the link that it stands in for */
 	uint8_t digest[16];
 	uint32_t mode;                /* enum wpt_mode */
+	struct wpt_layer_kit *kit;    /* for one writer at a time. NULL: one of its own, of the following */
 	int level;
 	uint32_t nr_threads;
 	uint64_t staging_bytes;
-	/*
-	 * wpt_layer_staging_size() bytes that outlive the writer: the next link finds memory there instead of page faults. NULL: its own.
-	 */
-	void *staging;
 	struct wpt_ledger *ledger;    /* NULL: every page is stored (merge) */
 };
 
@@ -68,11 +83,8 @@ struct wpt_layer_writer;
 /* Where the memory of all batches begins. */
 uint8_t *wpt_layer_staging(const struct wpt_layer_writer *w);
 
-/* Bytes of memory that the batches of such a writer take. */
-size_t wpt_layer_staging_size(uint64_t staging_bytes, uint32_t nr_threads);
-
 /*
- * Starts threads (all signals blocked), allocates, warms the compressors up so that they do not allocate later, writes the head.
+ * Without a kit: starts threads (all signals blocked), warms the compressors up so that they do not allocate later. Writes the head.
  * `sink` stays the caller's; writes to it are gathered, so that its errors may come with a later call. A link without a parent is full.
  * Errors: -ENOMEM, -EAGAIN, the sink's.
  */
@@ -107,6 +119,7 @@ int wpt_layer_ranges(struct wpt_layer_writer *w, const struct wpt_layer_range *r
 struct wpt_layer_result {
 	uint64_t bytes;               /* of the link */
 	uint8_t digest[16];           /* identity digest, for the next link's parent_digest */
+	int level;                    /* of the last frames */
 	uint64_t pages_stored, pages_zero, pages_unchanged, pages_duplicate, pages_unreadable, pages_torn;
 };
 
@@ -116,7 +129,7 @@ struct wpt_layer_result {
  */
 int wpt_layer_finish(struct wpt_layer_writer *w, uint64_t time_ns, uint64_t pause_ns, struct wpt_layer_result *result);
 
-/* Joins the threads and frees; without finish the link is incomplete. NULL is accepted. */
+/* Waits for what its threads have in hand, ends them if they are its own, and frees; without finish the link is incomplete. NULL is accepted. */
 void wpt_layer_writer_close(struct wpt_layer_writer *w);
 
 #endif

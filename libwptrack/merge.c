@@ -2,10 +2,10 @@
 /* A chain written anew as one full link, and two chains compared. */
 #include "chain_impl.h"
 #include "layer.h"
+#include "pipe.h"
 #include "store.h"
 
 #include <stdlib.h>
-#include <unistd.h>
 
 /* ---- merge ---- */
 
@@ -14,6 +14,7 @@ struct merge {
 	struct wpt_layer_writer *w;
 	struct wpt_batch *batch;
 	const struct wpt_merge_options *o;
+	uint32_t nr_threads;
 	uint64_t done, total;
 };
 
@@ -89,7 +90,7 @@ static int add_pages(struct merge *m)
 	const uint8_t *data;
 	int rc;
 
-	rc = wpt_gather_open(&g, m->c, 0, UINT64_MAX);
+	rc = wpt_gather_open(&g, m->c, 0, UINT64_MAX, m->nr_threads);
 	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0)
 		rc = add_run(m, &run, data);
 	wpt_gather_close(g);
@@ -159,18 +160,15 @@ static int add_sections(struct merge *m)
 static int merge_open(struct merge *m, struct wpt_sink *sink)
 {
 	const struct wpt_reader_info *tip = wpt_reader_info(m->c->links[m->c->nr_links - 1].reader);
-	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	struct wpt_layer_params p = {
 		.full = true,
 		.carry_digest = true,
 		.mode = tip->head.mode,
 		.level = m->o->level ? m->o->level : 1,
-		.nr_threads = m->o->nr_threads,
+		.nr_threads = m->nr_threads,
 		.staging_bytes = (uint64_t)64 << 20,
 	};
 
-	if (!p.nr_threads)
-		p.nr_threads = cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8L);
 	wpt_chain_tip(m->c, &p.identity, p.digest, &p.origin, p.key);
 	return wpt_layer_writer_open(&m->w, sink, &p);
 }
@@ -195,8 +193,9 @@ int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merg
 	struct wpt_sink *sink = NULL;
 	int rc = wpt_options_copy(&o, sizeof(o), options, sizeof(o));
 
-	if (!rc && (o.level < -100 || o.level > 19 || o.nr_threads > 256))
+	if (!rc && (!wpt_layer_level_valid(o.level) || o.nr_threads > 256))
 		rc = -EINVAL;
+	m.nr_threads = o.nr_threads ? WPT_MIN(o.nr_threads, WPT_PIPE_THREADS_MAX) : wpt_chain_nr_threads(c);
 	if (!rc)
 		rc = wpt_sink_file(&sink, path, true);
 	if (!rc)

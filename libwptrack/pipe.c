@@ -249,6 +249,20 @@ int wpt_pipe_drain(struct wpt_pipe *p)
 	return ret;
 }
 
+void wpt_pipe_reset(struct wpt_pipe *p, void *arg)
+{
+	if (p->pid != getpid())
+		return;
+	wpt_pipe_fail(p, -ECANCELED);
+	wpt_pipe_drain(p);
+	pthread_mutex_lock(&p->lock);
+	p->free = NULL;
+	p->submitted = 0;
+	p->error = 0;
+	p->params.arg = arg;
+	pthread_mutex_unlock(&p->lock);
+}
+
 int wpt_pipe_fail(struct wpt_pipe *p, int err)
 {
 	pthread_mutex_lock(&p->lock);

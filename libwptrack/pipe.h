@@ -50,6 +50,12 @@ void wpt_pipe_hold(struct wpt_pipe *p, bool hold);
 /* Waits until every job was emitted; until the next submit the caller may then do what emit does. Returns the pipe's error. */
 int wpt_pipe_drain(struct wpt_pipe *p);
 
+/*
+ * Makes the pipe as it was when it was opened, but for `arg` and for the threads, which live on: waits until none works on anything, drops
+ * what was not emitted, forgets the error and all jobs; add them again. Does nothing in a forked child.
+ */
+void wpt_pipe_reset(struct wpt_pipe *p, void *arg);
+
 /* An error of the caller's own: as one of emit. Returns the pipe's error. */
 int wpt_pipe_fail(struct wpt_pipe *p, int err);
 

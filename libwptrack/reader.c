@@ -2,7 +2,6 @@
 #include "reader_impl.h"
 
 #include <stdlib.h>
-#include <zstd.h>
 
 /* ---- finding a link ---- */
 
@@ -161,7 +160,7 @@ fail:
 	return rc;
 }
 
-static int entry_get(struct wpt_reader *r, enum wpt_entry kind, uint64_t offset, const struct wpt_entry_head *want,
+int wpt_reader_entry(struct wpt_reader *r, enum wpt_entry kind, uint64_t offset, const struct wpt_entry_head *want,
 		     wpt_cache_load *load, void *arg, struct wpt_cached **out)
 {
 	const struct wpt_entry_head *head;
@@ -182,7 +181,7 @@ int wpt_reader_leaf(struct wpt_reader *r, uint64_t offset, uint32_t length, uint
 	struct block_load b = { r, offset, checksum, length };
 	struct wpt_entry_head want = { checksum, length, 0 };
 
-	return entry_get(r, WPT_ENTRY_LEAF, offset, &want, leaf_load, &b, out);
+	return wpt_reader_entry(r, WPT_ENTRY_LEAF, offset, &want, leaf_load, &b, out);
 }
 
 static bool child_sane(const struct block_load *b, const struct wpt_fmt_child *child)
@@ -282,7 +281,7 @@ int wpt_reader_node(struct wpt_reader *r, const struct wpt_fmt_child *child, uin
 	bool root = child == &r->root;
 	int rc;
 
-	rc = entry_get(r, root ? WPT_ENTRY_ROOT : WPT_ENTRY_NODE, child->offset, &want, root ? root_load : node_load, &b, out);
+	rc = wpt_reader_entry(r, root ? WPT_ENTRY_ROOT : WPT_ENTRY_NODE, child->offset, &want, root ? root_load : node_load, &b, out);
 	if (rc || root)
 		return rc;
 	if (((struct wpt_node *)(*out)->data)->level < below)
@@ -291,147 +290,7 @@ int wpt_reader_node(struct wpt_reader *r, const struct wpt_fmt_child *child, uin
 	return -WPT_E_DAMAGED;
 }
 
-/* ---- data frames ---- */
-
-struct frame_load {
-	struct wpt_reader *r;
-	const struct wpt_fmt_frame_info *frame;
-};
-
-static int frame_decompress(struct wpt_cache *cache, const uint8_t *bytes, const struct wpt_fmt_frame_info *f, uint8_t *pages)
-{
-	size_t want = (size_t)f->nr_pages * WPT_FMT_PAGE, got;
-	ZSTD_DCtx *d;
-
-	if (wpt_fmt_checksum(bytes, f->length) != f->checksum || ZSTD_getFrameContentSize(bytes, f->length) != want)
-		return -WPT_E_DAMAGED;
-	d = wpt_cache_dctx_get(cache);
-	if (!d)
-		return -ENOMEM;
-	got = ZSTD_decompressDCtx(d, pages, want, bytes, f->length);
-	wpt_cache_dctx_put(cache, d);
-	return got == want ? 0 : -WPT_E_DAMAGED;
-}
-
-static int frame_load(void *arg, struct wpt_cached *e)
-{
-	struct frame_load *l = arg;
-	const struct wpt_fmt_frame_info *f = l->frame;
-	struct wpt_frame_data *d;
-	uint8_t *bytes;
-	size_t size;
-	int rc;
-
-	if (!f->nr_pages || f->nr_pages > WPT_FMT_FRAME_PAGES || f->length > WPT_FMT_FRAME_MAX)
-		return -WPT_E_DAMAGED;
-	size = sizeof(*d) + (size_t)f->nr_pages * WPT_FMT_PAGE;
-	bytes = malloc(f->length ? f->length : 1);
-	d = malloc(size);
-	rc = bytes && d ? wpt_reader_bytes(l->r, f->offset, bytes, f->length) : -ENOMEM;
-	if (!rc)
-		rc = frame_decompress(l->r->cache, bytes, f, d->pages);
-	free(bytes);
-	if (rc) {
-		free(d);
-		return rc;
-	}
-	d->head = (struct wpt_entry_head){ f->checksum, f->length, f->nr_pages };
-	e->data = d;
-	e->bytes = size;
-	return 0;
-}
-
-int wpt_reader_frame(struct wpt_reader *r, const struct wpt_fmt_frame_info *frame, struct wpt_cached **out)
-{
-	struct frame_load l = { r, frame };
-	struct wpt_entry_head want = { frame->checksum, frame->length, frame->nr_pages };
-
-	return entry_get(r, WPT_ENTRY_FRAME, frame->offset, &want, frame_load, &l, out);
-}
-
-/* ---- pages ---- */
-
-/* The pages' hashes and bytes of a run with data, held. */
-struct held {
-	struct wpt_cached *leaf, *frame;
-	const uint8_t *hashes, *pages;
-};
-
-static int hold_hashes(struct wpt_reader *r, const struct wpt_reader_run *run, struct held *h)
-{
-	int rc = wpt_reader_leaf(r, run->leaf_offset, run->leaf_length, run->leaf_checksum, &h->leaf);
-
-	if (!rc)
-		h->hashes = ((struct wpt_leaf *)h->leaf->data)->bytes + run->hashes;
-	return rc;
-}
-
-static int hold(struct wpt_reader *r, const struct wpt_reader_run *run, struct held *h)
-{
-	int rc;
-
-	memset(h, 0, sizeof(*h));
-	rc = hold_hashes(r, run, h);
-	if (!rc)
-		rc = wpt_reader_frame(r, &run->frame, &h->frame);
-	if (!rc)
-		h->pages = ((struct wpt_frame_data *)h->frame->data)->pages + (size_t)run->slot * WPT_FMT_PAGE;
-	return rc;
-}
-
-static void let_go(struct wpt_reader *r, struct held *h)
-{
-	wpt_cache_put(r->cache, h->leaf);
-	wpt_cache_put(r->cache, h->frame);
-}
-
-/* What is checked is what is handed out: `page` may be shared with other readers but nobody writes to it. */
-static int page_check(const struct wpt_reader *r, const uint8_t *page, const uint8_t *want)
-{
-	uint8_t hash[16];
-
-	wpt_page_hash(&r->key, page, hash);
-	return memcmp(hash, want, 16) ? -WPT_E_DAMAGED : 0;
-}
-
-int wpt_reader_pages(struct wpt_reader *r, const struct wpt_reader_run *run, uint64_t first, uint64_t nr, uint8_t *buf)
-{
-	struct held h;
-	size_t i;
-	int rc = hold(r, run, &h);
-
-	for (i = 0; !rc && i < nr; i++) {
-		rc = page_check(r, h.pages + (size_t)(first + i) * WPT_FMT_PAGE, h.hashes + (size_t)(first + i) * 16);
-		if (!rc)
-			memcpy(buf + i * WPT_FMT_PAGE, h.pages + (size_t)(first + i) * WPT_FMT_PAGE, WPT_FMT_PAGE);
-	}
-	let_go(r, &h);
-	return rc;
-}
-
-int wpt_reader_page_part(struct wpt_reader *r, const struct wpt_reader_run *run, uint64_t index, size_t offset, uint8_t *buf, size_t len)
-{
-	struct held h;
-	int rc = hold(r, run, &h);
-
-	if (!rc)
-		rc = page_check(r, h.pages + (size_t)index * WPT_FMT_PAGE, h.hashes + (size_t)index * 16);
-	if (!rc)
-		memcpy(buf, h.pages + (size_t)index * WPT_FMT_PAGE + offset, len);
-	let_go(r, &h);
-	return rc;
-}
-
-int wpt_reader_hashes(struct wpt_reader *r, const struct wpt_reader_run *run, uint64_t first, uint64_t nr, uint8_t *hashes)
-{
-	struct held h = { NULL, NULL, NULL, NULL };
-	int rc = hold_hashes(r, run, &h);
-
-	if (!rc)
-		memcpy(hashes, h.hashes + (size_t)first * 16, (size_t)nr * 16);
-	let_go(r, &h);
-	return rc;
-}
+/* ---- runs ---- */
 
 void wpt_reader_run_cut(struct wpt_reader_run *run, uint64_t page, uint64_t end)
 {

@@ -84,6 +84,19 @@ int wpt_reader_pages(struct wpt_reader *r, const struct wpt_reader_run *run, uin
 int wpt_reader_page_part(struct wpt_reader *r, const struct wpt_reader_run *run, uint64_t index, size_t offset, uint8_t *buf, size_t len);
 int wpt_reader_hashes(struct wpt_reader *r, const struct wpt_reader_run *run, uint64_t first, uint64_t nr, uint8_t *hashes);
 
+/* What a thread unpacks frames with. */
+struct wpt_unpacker {
+	void *dctx;
+	uint8_t *packed, *pages;         /* of the frame in hand */
+};
+int wpt_unpacker_open(struct wpt_unpacker *u);
+void wpt_unpacker_close(struct wpt_unpacker *u);
+
+/* The first nr_pages pages at least of a frame, past the cache, to u->pages. The pages are not checked. */
+int wpt_reader_unpack(struct wpt_reader *r, const struct wpt_fmt_frame_info *frame, uint32_t nr_pages, struct wpt_unpacker *u);
+/* Checks the pages of a run, which were unpacked to `pages`, against their hashes. */
+int wpt_reader_check(struct wpt_reader *r, const struct wpt_reader_run *run, const uint8_t *pages);
+
 /* ---- sections ---- */
 
 /* The directory's entry of a type; -ENOENT if the link has no such section. */

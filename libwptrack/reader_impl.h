@@ -17,7 +17,7 @@ struct wpt_reader {
 };
 
 /* Cache entries of one link, told apart also by what they were taken for: a hostile file may offer one block as two things. */
-enum wpt_entry { WPT_ENTRY_LEAF = 0, WPT_ENTRY_NODE = 1, WPT_ENTRY_ROOT = 2, WPT_ENTRY_FRAME = 3, WPT_ENTRY_KINDS = 4 };
+enum wpt_entry { WPT_ENTRY_LEAF = 0, WPT_ENTRY_NODE = 1, WPT_ENTRY_ROOT = 2, WPT_ENTRY_FRAME = 3, WPT_ENTRY_PART = 4, WPT_ENTRY_KINDS = 5 };
 
 /* What an entry is expected to be; a cached one is compared with it. */
 struct wpt_entry_head {
@@ -50,8 +50,11 @@ struct wpt_node {
 	struct wpt_fmt_child *children;
 };
 
+/* A frame from its beginning, as far as it was asked for: in steps of a block of zstd. */
+#define WPT_PART_STEP 32u
 struct wpt_frame_data {
 	struct wpt_entry_head head;
+	uint32_t nr_pages;              /* unpacked */
 	uint8_t pages[] __attribute__((aligned(16)));
 };
 
@@ -61,6 +64,10 @@ int wpt_reader_bytes(struct wpt_reader *r, uint64_t offset, void *buf, size_t le
 /* Held entries; wpt_cache_put() them. `level` is what the parent's level requires the node's to be below. */
 int wpt_reader_leaf(struct wpt_reader *r, uint64_t offset, uint32_t length, uint64_t checksum, struct wpt_cached **out);
 int wpt_reader_node(struct wpt_reader *r, const struct wpt_fmt_child *child, uint32_t below, struct wpt_cached **out);
-int wpt_reader_frame(struct wpt_reader *r, const struct wpt_fmt_frame_info *frame, struct wpt_cached **out);
+/* Its first nr_pages pages at least. */
+int wpt_reader_frame(struct wpt_reader *r, const struct wpt_fmt_frame_info *frame, uint32_t nr_pages, struct wpt_cached **out);
+/* -ENOENT if it is not there and `load` is NULL. */
+int wpt_reader_entry(struct wpt_reader *r, enum wpt_entry kind, uint64_t offset, const struct wpt_entry_head *want, wpt_cache_load *load,
+		     void *arg, struct wpt_cached **out);
 
 #endif

@@ -17,12 +17,13 @@
 
 #define PIECE ((size_t)1 << 20)
 
-/* Where the bytes go. `data` NULL: zeros. Offsets ascend without gaps. */
+/* Where the bytes go. `data` NULL: zeros. If in_order, offsets ascend without gaps; else many threads call, in any order. */
 typedef int emit_fn(void *arg, uint64_t offset, const uint8_t *data, uint64_t len);
 
 struct job {
 	struct wpt_chain *chain;
 	uint64_t start, end;
+	bool in_order;
 	emit_fn *emit;
 	void *emit_arg;
 	uint64_t nr_unreadable;
@@ -32,9 +33,10 @@ struct job {
 	uint64_t done, total;
 };
 
+/* Of data whole pages are counted, also where the range begins or ends within one. */
 static int report(struct job *j, uint64_t bytes)
 {
-	j->done += bytes;
+	j->done = WPT_MIN(j->done + bytes, j->total);
 	if (j->progress && j->progress(j->progress_arg, j->done, j->total))
 		return -ECANCELED;
 	return 0;
@@ -47,28 +49,68 @@ static int emit_piece(struct job *j, const uint8_t *data, uint64_t from, uint64_
 	return rc ? rc : report(j, to - from);
 }
 
-static int job_run(struct job *j)
+/* The last page of the address space has no end address of its own; nothing is ever tracked there. */
+static const uint64_t limit = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
+
+static int rest_emit(void *arg, const struct wpt_view_run *run)
 {
-	/* The last page of the address space has no end address of its own; nothing is ever tracked there. */
-	const uint64_t limit = WPT_ALIGN_DOWN(UINT64_MAX, WPT_PAGE);
+	struct job *j = arg;
+
+	if (run->view == WPT_VIEW_UNREADABLE)
+		j->nr_unreadable += (run->end - run->start) / WPT_PAGE;
+	return emit_piece(j, NULL, WPT_MAX(run->start, j->start), WPT_MIN(run->end, j->end));
+}
+
+/* On any thread. */
+static int data_emit(void *arg, uint64_t addr, const uint8_t *data, uint64_t len)
+{
+	struct job *j = arg;
+	uint64_t from = WPT_MAX(addr, j->start), to = WPT_MIN(addr + len, j->end);
+
+	return j->emit(j->emit_arg, from - j->start, data + (size_t)(from - addr), to - from);
+}
+
+static int data_report(void *arg, uint64_t bytes)
+{
+	return report(arg, bytes);
+}
+
+static int run_scatter(struct job *j, uint64_t start, uint64_t end)
+{
+	const struct wpt_scatter to = { .data = data_emit, .rest = rest_emit, .progress = data_report, .arg = j };
+
+	return wpt_chain_scatter(j->chain, start, end, wpt_chain_nr_threads(j->chain), &to);
+}
+
+static int run_gather(struct job *j, uint64_t start, uint64_t end)
+{
 	struct wpt_gather *g = NULL;
 	struct wpt_view_run run;
 	const uint8_t *data;
-	uint64_t from, to;
+	uint64_t from;
+	int rc;
+
+	rc = wpt_gather_open(&g, j->chain, start, end, wpt_chain_nr_threads(j->chain));
+	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0) {
+		from = WPT_MAX(run.start, j->start);
+		if (data)
+			rc = emit_piece(j, data + (size_t)(from - run.start), from, WPT_MIN(run.end, j->end));
+		else
+			rc = rest_emit(j, &run);
+	}
+	wpt_gather_close(g);
+	return rc;
+}
+
+static int job_run(struct job *j)
+{
+	uint64_t start = WPT_ALIGN_DOWN(j->start, WPT_PAGE), end;
 	int rc;
 
 	if (j->start == j->end)
 		return 0;
-	to = j->end > limit ? limit : WPT_ALIGN_UP(j->end, WPT_PAGE);
-	rc = wpt_gather_open(&g, j->chain, WPT_ALIGN_DOWN(j->start, WPT_PAGE), to);
-	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0) {
-		from = WPT_MAX(run.start, j->start);
-		to = WPT_MIN(run.end, j->end);
-		if (run.view == WPT_VIEW_UNREADABLE)
-			j->nr_unreadable += (run.end - run.start) / WPT_PAGE;
-		rc = emit_piece(j, data ? data + (size_t)(from - run.start) : NULL, from, to);
-	}
-	wpt_gather_close(g);
+	end = j->end > limit ? limit : WPT_ALIGN_UP(j->end, WPT_PAGE);
+	rc = j->in_order ? run_gather(j, start, end) : run_scatter(j, start, end);
 	if (!rc && j->end > limit)
 		rc = emit_piece(j, NULL, WPT_MAX(limit, j->start), j->end);
 	return rc;
@@ -143,6 +185,7 @@ static int restore_stdout(struct job *j)
 	if (!zeros)
 		return -ENOMEM;
 	o.zeros = zeros;
+	j->in_order = true;
 	j->emit = output_emit;
 	j->emit_arg = &o;
 	rc = job_run(j);

@@ -44,8 +44,8 @@ struct wpt_writer {
 	struct wpt_identity tip;
 	uint8_t tip_digest[16];
 	uint8_t key[32];
-	/* Of the layer writers, kept from link to link: filled while the target stands still, when page faults are the larger part. */
-	void *staging;
+	/* Of the layer writers, kept from link to link: its memory is filled while the target stands still, when page faults are the larger part. */
+	struct wpt_layer_kit *kit;
 	struct wpt_origin origin;
 	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
 	struct wpt_vec maps_text;      /* its mappings */
@@ -217,7 +217,7 @@ static int writer_options(struct wpt_writer_options *o, const struct wpt_writer_
 
 		o->nr_threads = cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8);
 	}
-	if (o->dest > WPT_DEST_FD || o->reserved || o->level < -100 || o->level > 19 || o->nr_threads > 256 ||
+	if (o->dest > WPT_DEST_FD || o->reserved || !wpt_layer_level_valid(o->level) || o->nr_threads > 256 ||
 	    o->staging_bytes < MIN_STAGING || (o->parent && o->dest != WPT_DEST_FILE) ||
 	    (o->flags & ~(uint32_t)(WPT_WRITER_NEW | WPT_WRITER_NO_SYNC | WPT_WRITER_CMDLINE)))
 		return -EINVAL;
@@ -282,8 +282,7 @@ int wpt_writer_open(struct wpt_writer **out, struct wpt_tracker *t, const char *
 	w->all = true;
 	w->ranges_text.elem_size = w->maps_text.elem_size = w->notes_text.elem_size = 1;
 	wpt_ledger_reset(t->ledger);
-	w->staging = wpt_vm_alloc(wpt_layer_staging_size(o.staging_bytes, o.nr_threads));
-	err = w->staging ? writer_start(w, path) : -ENOMEM;
+	err = writer_start(w, path);
 	w->o.parent = NULL; /* the caller's string */
 	if (err) {
 		wpt_writer_close(w);
@@ -311,7 +310,7 @@ void wpt_writer_close(struct wpt_writer *w)
 	wpt_vec_free(&w->ranges_text);
 	wpt_vec_free(&w->maps_text);
 	wpt_vec_free(&w->notes_text);
-	wpt_vm_free(w->staging, wpt_layer_staging_size(w->o.staging_bytes, w->o.nr_threads));
+	wpt_layer_kit_close(w->kit);
 	free(w->path);
 	free(w);
 }
@@ -346,10 +345,6 @@ static int open_layer(struct take *k)
 		.origin = w->origin,
 		.full = !w->has_tip,
 		.mode = k->o.mode,
-		.level = w->o.level,
-		.nr_threads = w->o.nr_threads,
-		.staging_bytes = w->o.staging_bytes,
-		.staging = w->staging,
 		.ledger = w->t->ledger,
 	};
 	int err;
@@ -365,6 +360,12 @@ static int open_layer(struct take *k)
 	if (err)
 		return err;
 	p.identity = k->identity;
+	if (!w->kit) {
+		err = wpt_layer_kit_open(&w->kit, w->o.staging_bytes, w->o.nr_threads, w->o.level);
+		if (err)
+			return err;
+	}
+	p.kit = w->kit;
 	err = open_sink(k);
 	return err ? err : wpt_layer_writer_open(&k->layer, k->sink, &p);
 }
@@ -705,6 +706,7 @@ static void fill_stats(struct take *k)
 	s->pages_unreadable = WPT_MIN(k->result.pages_unreadable, k->copy.pages_unreadable);
 	s->pages_torn = k->result.pages_torn;
 	s->bytes_stored = k->result.bytes;
+	s->level = k->result.level;
 	s->total_ns = wpt_now_ns() - k->started;
 }
 

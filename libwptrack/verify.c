@@ -55,6 +55,7 @@ static void count(struct wpt_fmt_counts *c, const struct wpt_fmt_run *run)
 static int check_run(struct check *c, const struct wpt_frame *f, const struct wpt_fmt_leaf *leaf, const struct wpt_fmt_run *run)
 {
 	struct wpt_reader_run rr = { .page = run->page, .nr_pages = run->nr_pages, .kind = run->kind };
+	struct wpt_cached *whole = NULL;
 	int rc;
 
 	wpt_fmt_records_run(&c->records, run);
@@ -67,7 +68,14 @@ static int check_run(struct check *c, const struct wpt_frame *f, const struct wp
 	rr.leaf_checksum = f->checksum;
 	rr.hashes = (uint32_t)(run->hashes - f->bytes);
 	rc = wpt_fmt_leaf_frame(leaf, run->frame, &rr.frame);
-	return rc ? rc : wpt_reader_pages(c->r, &rr, 0, rr.nr_pages, c->pages);
+	/* The frame as a whole, with its checksum, however few of its pages the run has. */
+	if (!rc)
+		rc = wpt_reader_frame(c->r, &rr.frame, rr.frame.nr_pages, &whole);
+	if (rc)
+		return rc;
+	rc = wpt_reader_pages(c->r, &rr, 0, rr.nr_pages, c->pages);
+	wpt_cache_put(c->r->cache, whole);
+	return rc;
 }
 
 static int check_leaf(struct check *c, const struct wpt_frame *f)

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /* What a chain tells of itself, and its bytes. */
 #include "chain_impl.h"
+#include "pipe.h"
 
 #include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define WALK_HASHES 256u
 #define LARGE_READ ((size_t)4 << 20)
@@ -18,6 +20,23 @@ struct wpt_reader *wpt_chain_reader(struct wpt_chain *c, uint32_t index)
 uint32_t wpt_chain_nr_links(const struct wpt_chain *c)
 {
 	return c->nr_links;
+}
+
+uint32_t wpt_chain_nr_threads(const struct wpt_chain *c)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+
+	if (c->nr_threads)
+		return c->nr_threads;
+	return cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8L);
+}
+
+int wpt_chain_set_threads(struct wpt_chain *c, uint32_t nr_threads)
+{
+	if (nr_threads > 256)
+		return -EINVAL;
+	c->nr_threads = WPT_MIN(nr_threads, WPT_PIPE_THREADS_MAX);
+	return 0;
 }
 
 uint64_t wpt_chain_end_offset(const struct wpt_chain *c)
@@ -242,27 +261,38 @@ static int read_small(struct wpt_chain *c, uint64_t addr, uint64_t end, uint8_t 
 	return rc;
 }
 
+struct large_read {
+	uint64_t addr, end;
+	uint8_t *out;
+	bool *unreadable;
+};
+
+static int large_data(void *arg, uint64_t addr, const uint8_t *data, uint64_t len)
+{
+	const struct large_read *l = arg;
+	uint64_t from = WPT_MAX(addr, l->addr), to = WPT_MIN(addr + len, l->end);
+
+	memcpy(l->out + (size_t)(from - l->addr), data + (size_t)(from - addr), (size_t)(to - from));
+	return 0;
+}
+
+static int large_rest(void *arg, const struct wpt_view_run *run)
+{
+	const struct large_read *l = arg;
+	uint64_t from = WPT_MAX(run->start, l->addr), to = WPT_MIN(run->end, l->end);
+
+	memset(l->out + (size_t)(from - l->addr), 0, (size_t)(to - from));
+	*l->unreadable |= run->view == WPT_VIEW_UNREADABLE;
+	return 0;
+}
+
+/* By the caller's thread alone: there may be many. */
 static int read_large(struct wpt_chain *c, uint64_t addr, uint64_t end, uint8_t *out, bool *unreadable)
 {
-	struct wpt_gather *g = NULL;
-	struct wpt_view_run run;
-	const uint8_t *data;
-	uint64_t from, to;
-	int rc;
+	struct large_read l = { addr, end, out, unreadable };
+	const struct wpt_scatter to = { .data = large_data, .rest = large_rest, .arg = &l };
 
-	rc = wpt_gather_open(&g, c, addr, WPT_ALIGN_UP(end, WPT_PAGE));
-	while (!rc && (rc = wpt_gather_next(g, &run, &data)) > 0) {
-		from = WPT_MAX(run.start, addr);
-		to = WPT_MIN(run.end, end);
-		rc = 0;
-		if (data)
-			memcpy(out + (size_t)(from - addr), data + (size_t)(from - run.start), (size_t)(to - from));
-		else
-			memset(out + (size_t)(from - addr), 0, (size_t)(to - from));
-		*unreadable |= run.view == WPT_VIEW_UNREADABLE;
-	}
-	wpt_gather_close(g);
-	return rc;
+	return wpt_chain_scatter(c, WPT_ALIGN_DOWN(addr, WPT_PAGE), WPT_ALIGN_UP(end, WPT_PAGE), 1, &to);
 }
 
 int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len)

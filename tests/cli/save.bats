@@ -176,7 +176,7 @@ same_range()
 	target_start
 	tell same 0 128
 	tell write 128 64 9
-	for args in '--level -50' '--level 1' '--level 19' '--threads 1' '--threads 3 --staging 4M'; do
+	for args in '--level -50' '--level 1' '--level 19' '--level auto' '--threads 1' '--threads 3 --staging 4M'; do
 		rm -f s.wps
 		try "$WPSNAP" save "$TARGET" -o s.wps $args
 		exits 0

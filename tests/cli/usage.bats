@@ -121,11 +121,12 @@ refused()
 }
 
 @test "levels, threads, counts that are none" {
-	for n in 0 20 -101 x 1.5 '' 99999999999999999999; do
+	for n in 0 20 -101 x 1.5 '' 99999999999999999999 1000 AUTO; do
 		refused -- save 1 -o f "--level=$n"
 	done
 	for n in 0 65 -1 x ''; do
 		refused -- save 1 -o f "--threads=$n"
+		refused -- restore f -o g "--threads=$n"
 	done
 	for n in 0 -1 x 1.5 '' 99999999999999999999; do
 		refused -- watch 1 -o f "--count=$n"

@@ -160,6 +160,7 @@ int cmd_restore(const struct opts *o)
 	code = open_chain(o, &c);
 	if (code)
 		return code;
+	wpt_chain_set_threads(c, o->nr_threads);
 	code = choose(o, c, &start, &end, &folder);
 	if (code) {
 		wpt_chain_close(c);

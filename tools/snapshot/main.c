@@ -29,7 +29,7 @@ static const struct command commands[] = {
 	  "which pages differ; exits with 0, 1 or 2 as cmp does", cmd_diff },
 	{ "merge", CMD_MERGE, 1, 1, false, true, "CHAIN -o FILE [--level N] [--threads N] [-q]",
 	  "a chain into one full snapshot", cmd_merge },
-	{ "restore", CMD_RESTORE, 1, 1, false, true, "CHAIN -o OUT [--range SPEC] [-q]",
+	{ "restore", CMD_RESTORE, 1, 1, false, true, "CHAIN -o OUT [--range SPEC] [--threads N] [-q]",
 	  "a raw image of one range; a folder for several", cmd_restore },
 };
 

@@ -83,8 +83,10 @@ static int set_mode(struct opts *o, const char *value)
 
 static int set_level(struct opts *o, const char *value)
 {
-	if (parse_int(value, -100, 19, &o->level) || o->level == 0)
-		return usage_error(o->cmd, "--level takes a whole number from -100 to 19 without 0, not '%s'", value);
+	if (strcmp(value, "auto") == 0)
+		o->level = WPT_LEVEL_ADAPTIVE;
+	else if (parse_int(value, -100, 19, &o->level) || o->level == 0)
+		return usage_error(o->cmd, "--level takes auto or a whole number from -100 to 19 without 0, not '%s'", value);
 	return EXIT_OK;
 }
 
@@ -163,8 +165,8 @@ static const struct option_def options[] = {
 	{ "new", 0, NULL, CMD_WATCH | CMD_RUN, "start a new chain beside another target's", FLAG(new_chain) },
 	{ "range", 0, "SPEC", CMD_TAKE | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
 	{ "mode", 0, "MODE", CMD_TAKE, "pause (default): one instant of all memory; fuzzy: no pause", set_mode, 0 },
-	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19; 1 by default", set_level, 0 },
-	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE, "threads that compress; by default one for each CPU", set_threads, 0 },
+	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19, or auto; 1 by default", set_level, 0 },
+	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE, "threads that (un)compress; by default one for each CPU", set_threads, 0 },
 	{ "verify-content", 0, NULL, CMD_TAKE, "compare mappings of files by content at every link", FLAG(verify_content) },
 	{ "assume-sole-writer", 0, NULL, CMD_TAKE, "trust that nobody else writes to the target's shared files",
 	  FLAG(sole_writer) },

@@ -254,6 +254,7 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 	json_str(f, "rounds_end", rounds_end_name(st->rounds_end));
 	json_u64(f, "pause_ns", st->pause_ns);
 	json_u64(f, "total_ns", st->total_ns);
+	json_i64(f, "level", st->level);
 	json_u64(f, "skipped", st->nr_skipped);
 	json_end(f);
 }

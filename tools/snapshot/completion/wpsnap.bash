@@ -36,7 +36,11 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return
 		;;
-	--every | --count | --level | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
+	--level)
+		mapfile -t COMPREPLY < <(compgen -W 'auto' -- "$cur")
+		return
+		;;
+	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
 		return
 		;;
 	esac
@@ -50,7 +54,7 @@ _wpsnap()
 		watch | run) take+=' --every --count --new' ;;
 		verify | diff) take='--json --quiet' ;;
 		merge) take='--output --level --threads --quiet' ;;
-		restore) take='--output --range --quiet' ;;
+		restore) take='--output --range --threads --quiet' ;;
 		*) return ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$take --help --version" -- "$cur")
