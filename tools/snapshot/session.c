@@ -194,7 +194,7 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 
 int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain)
 {
-	struct wpt_tracker_options to = { .size = sizeof(to), .stop_timeout_ms = s->o->stop_timeout_ms };
+	struct wpt_tracker_options to = { .size = sizeof(to), .stop_timeout_ms = o->stop_timeout_ms };
 	int err, code, attempts = 0;
 
 	s->o = o;
