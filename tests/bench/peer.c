@@ -63,17 +63,14 @@ const char *peer_folder(void)
 
 const char *peer_path(const char *format, ...)
 {
-	static char buffers[4][160];
-	static unsigned int turn;
-	char *text = buffers[turn++ % 4];
+	char name[128], *path;
 	va_list ap;
-	int n;
 
-	n = snprintf(text, sizeof(buffers[0]), "%s/", peer_folder());
 	va_start(ap, format);
-	vsnprintf(text + n, sizeof(buffers[0]) - (size_t)n, format, ap);
+	vsnprintf(name, sizeof(name), format, ap);
 	va_end(ap);
-	return text;
+	bench_check_errno(asprintf(&path, "%s/%s", peer_folder(), name) < 0, "asprintf");
+	return path;
 }
 
 bool peer_found(const char *program)
@@ -107,6 +104,9 @@ pid_t peer_start(const char *out, const char *const argv[])
 	while (slot < MAX_STARTED && started[slot])
 		slot++;
 	bench_check_errno(slot == MAX_STARTED, "too many processes");
+	/* What another one said must not be taken for this one's words. */
+	unlink(path);
+	unlink(errors);
 	fflush(stdout);
 	pid = fork();
 	bench_check_errno(pid < 0, "fork");
