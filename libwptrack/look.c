@@ -606,7 +606,7 @@ static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 		++*old_at;
 	a->armed = true;
 	a->dense = a->kind == WPT_KIND_ANON && !a->exact && area_is_dense(l, a, *old_at);
-	a->told = a->dense && l->t->zap_reported;
+	a->told = a->dense && l->t->zap_reported && l->t->backend == WPT_BACKEND_ASYNC;
 	for (i = *old_at; at < a->end && !err && !a->skipped; at = stop) {
 		while (i < l->old->areas.count && wpt_area_at(l->old, i)->end <= at)
 			i++;

@@ -491,8 +491,8 @@ static int round_once(struct take *k)
  */
 static int take_rounds(struct take *k)
 {
-	uint64_t target_ns = (uint64_t)k->o.target_pause_us * 1000, before = UINT64_MAX, pages;
-	int err = 0;
+	uint64_t target_ns = (uint64_t)k->o.target_pause_us * 1000, least = UINT64_MAX, pages;
+	int useless = 0, err = 0;
 
 	if (!k->w->all)
 		stage(k);
@@ -503,9 +503,11 @@ static int take_rounds(struct take *k)
 			k->stats.rounds_end = WPT_ROUNDS_SMALL;
 		else if (k->stats.nr_rounds >= k->o.max_rounds)
 			k->stats.rounds_end = WPT_ROUNDS_LIMIT;
-		else if (pages > before / 4 * 3)
+		else if (pages <= least / 4 * 3)
+			useless = 0;
+		else if (++useless == 2)
 			k->stats.rounds_end = k->copy.spilled ? WPT_ROUNDS_STAGING : WPT_ROUNDS_STALLED;
-		before = pages;
+		least = WPT_MIN(least, pages);
 		if (!k->copy.staging)
 			stage(k);
 	}
