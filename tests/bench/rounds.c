@@ -22,6 +22,7 @@
 
 #define MAX_THREADS 256u
 #define NR_CONTENTS 1024u
+#define LEAST_LINKS 10u
 #define OWN_FORK (BENCH_OWN + 0)
 #define OWN_WRITERS (BENCH_OWN + 1)   /* a: threads, 0: none; b: bytes a second of all of them */
 
@@ -30,12 +31,12 @@ enum { WRITERS, RATE, WORKING_SET, WRITTEN };
 
 static struct config {
 	uint64_t bytes, working_set, slow_set, rate, staging, slow_sink;
-	unsigned int links, every_ms, nr_threads[8], nr_cases;
+	unsigned int links, seconds, every_ms, nr_threads[8], nr_cases;
 	int level;
 	uint32_t max_rounds, target_pause_us;
 } config = {
 	.slow_set = 64 * BENCH_MIB, .rate = 500000000, .staging = 1280 * BENCH_MIB, .slow_sink = 20000000, .nr_threads = { 1, 8, 64 },
-	.nr_cases = 3, .level = 1,
+	.nr_cases = 3, .level = 1, .seconds = 60,
 };
 
 /* ---- in the target: the writers ---- */
@@ -245,6 +246,7 @@ static void measure(struct bench_target *t, struct wpt_tracker *tracker, unsigne
 	struct wpt_writer *w;
 	struct figures f;
 	struct sink sink;
+	uint64_t until;
 
 	/* The base would take long to get through a slow sink; it goes before the throttle. */
 	sink_start(&sink, 0);
@@ -255,7 +257,8 @@ static void measure(struct bench_target *t, struct wpt_tracker *tracker, unsigne
 	bench_check(wpt_writer_take(w, NULL, NULL), "wpt_writer_take, the base");
 	sink.rate = sink_rate;
 	figures_init(&f, threads, sink_rate);
-	for (unsigned int i = 0; i < config.links; i++)
+	until = bench_now_ns() + config.seconds * 1000000000ull;
+	for (unsigned int i = 0; i < config.links && (i < LEAST_LINKS || bench_now_ns() < until); i++)
 		take(t, w, &f);
 	bench_target_do(t, OWN_WRITERS, 0, 0);
 	wpt_writer_close(w);
@@ -272,6 +275,7 @@ static const char usage[] =
 	"  --slow-set BYTES     the same with a throttled sink (64M)        --slow-sink BYTES  a second, 0: not measured (20M, M = 10^6)\n"
 	"  --staging BYTES      staging memory (1280M)                      --links N        of each kind (WPT_REPEATS, 30)\n"
 	"  --level N            of zstd (1)                                 --every MS       between links (0)\n"
+	"  --seconds N          after which a kind ends with 10 links (60)\n"
 	"  --max-rounds N       0: none (10)                                --target-pause US  (1000)\n";
 
 /* `million`: what M stands for. */
@@ -308,7 +312,7 @@ static void set_options(int argc, char **argv)
 		{ "size", 1, NULL, 's' }, { "working-set", 1, NULL, 'w' }, { "slow-set", 1, NULL, 'W' }, { "rate", 1, NULL, 'r' },
 		{ "staging", 1, NULL, 'm' }, { "slow-sink", 1, NULL, 'S' }, { "threads", 1, NULL, 't' }, { "links", 1, NULL, 'n' },
 		{ "every", 1, NULL, 'e' }, { "level", 1, NULL, 'l' }, { "help", 0, NULL, 'h' },
-		{ "max-rounds", 1, NULL, 'R' }, { "target-pause", 1, NULL, 'P' }, { 0 }
+		{ "seconds", 1, NULL, 'T' }, { "max-rounds", 1, NULL, 'R' }, { "target-pause", 1, NULL, 'P' }, { 0 }
 	};
 	unsigned long links;
 	int c;
@@ -331,6 +335,7 @@ static void set_options(int argc, char **argv)
 			break;
 		case 'e': config.every_ms = (unsigned int)strtoul(optarg, NULL, 10); break;
 		case 'l': config.level = atoi(optarg); break;
+		case 'T': config.seconds = (unsigned int)strtoul(optarg, NULL, 10); break;
 		case 'R': config.max_rounds = atoi(optarg) > 0 ? (uint32_t)atoi(optarg) : WPT_NO_ROUNDS; break;
 		case 'P': config.target_pause_us = (uint32_t)strtoul(optarg, NULL, 10); break;
 		case 'h': fputs(usage, stdout); exit(0);
@@ -358,7 +363,7 @@ int main(int argc, char **argv)
 	range.end = range.start + t.bytes;
 	bench_attach(&tracker, t.pid);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
-	bench_table("pause of %s of 4 KiB pages, %.0f MB/s of random pages, staging %s, %u links each", bench_bytes(t.bytes),
+	bench_table("pause of %s of 4 KiB pages, %.0f MB/s of random pages, staging %s, up to %u links each", bench_bytes(t.bytes),
 		    (double)config.rate / 1e6, bench_bytes(config.staging), config.links);
 	for (unsigned int i = 0; i < config.nr_cases; i++)
 		measure(&t, tracker, config.nr_threads[i], 0);
