@@ -408,7 +408,7 @@ struct wpt_take_options {
 	 * Mode PAUSE: before the target is stopped, what was written is copied while it runs, in rounds, each of what was written during the one
 	 * before, until copying the rest would take half of target_pause_us, or a round would not help, or these were max_rounds.
 	 */
-	uint32_t max_rounds;        /* 0: 10; WPT_NO_ROUNDS: none, stop at once */
+	uint32_t max_rounds;        /* 0: 16; WPT_NO_ROUNDS: none, stop at once */
 	uint32_t target_pause_us;   /* 0: 1000 */
 };
 

@@ -25,7 +25,7 @@
 #define DEFAULT_STAGING ((uint64_t)256 << 20)
 #define MIN_STAGING ((uint64_t)4 << 20)
 #define MAX_LINK_NAME 64
-#define DEFAULT_ROUNDS 10u
+#define DEFAULT_ROUNDS 16u
 #define DEFAULT_PAUSE_US 1000u
 #define DEFAULT_PAGE_NS 800u
 #define SOON_NS 100000000u

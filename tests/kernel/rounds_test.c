@@ -259,7 +259,7 @@ static void take_links(struct rounds *r, bool attached)
 		rounds += r->f.stats.nr_rounds;
 		paused += r->f.stats.pages_paused;
 		assert_true((o.max_rounds == WPT_NO_ROUNDS) == (r->f.stats.rounds_end == WPT_ROUNDS_NONE));
-		assert_true(r->f.stats.nr_rounds <= (o.max_rounds == WPT_NO_ROUNDS ? 0 : o.max_rounds ? o.max_rounds : 10));
+		assert_true(r->f.stats.nr_rounds <= (o.max_rounds == WPT_NO_ROUNDS ? 0 : o.max_rounds ? o.max_rounds : 16));
 		if (fix_wrong(&r->f)) {
 			say_wrong(r);
 			fail_msg("link %" PRIu64 ", WPT_SEED=%" PRIu64, i, setup.seed);

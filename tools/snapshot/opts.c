@@ -172,7 +172,7 @@ static const struct option_def options[] = {
 	  FLAG(sole_writer) },
 	{ "staging", 0, "SIZE", CMD_TAKE, "memory for copied pages, 256M by default", set_staging, 0 },
 	{ "refuse", 0, NULL, CMD_TAKE, "fail rather than pause for longer when staging is full", FLAG(refuse) },
-	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 10 by default", set_rounds, 0 },
+	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 16 by default", set_rounds, 0 },
 	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
 	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },
 	{ "registers", 0, NULL, CMD_TAKE, "store the registers of the threads too", FLAG(registers) },
