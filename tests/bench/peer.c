@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,11 +20,15 @@
 
 static char folder[64];
 static pid_t started[MAX_STARTED], owner;
+static atomic_bool ending;
 
+/* Once: a thread whose server just went away must not end the program in the middle of it. */
 static void end_all(void)
 {
 	if (owner != getpid())
 		return;
+	while (atomic_exchange(&ending, true))
+		pause();
 	for (unsigned int i = 0; i < MAX_STARTED; i++) {
 		if (started[i]) {
 			kill(started[i], SIGKILL);
@@ -35,6 +40,9 @@ static void end_all(void)
 
 static void on_signal(int signal)
 {
+	/* This may be the thread that is ending it all. */
+	if (atomic_load(&ending))
+		return;
 	end_all();
 	_exit(128 + signal);
 }
@@ -55,17 +63,14 @@ const char *peer_folder(void)
 
 const char *peer_path(const char *format, ...)
 {
-	static char buffers[4][160];
-	static unsigned int turn;
-	char *text = buffers[turn++ % 4];
+	char name[128], *path;
 	va_list ap;
-	int n;
 
-	n = snprintf(text, sizeof(buffers[0]), "%s/", peer_folder());
 	va_start(ap, format);
-	vsnprintf(text + n, sizeof(buffers[0]) - (size_t)n, format, ap);
+	vsnprintf(name, sizeof(name), format, ap);
 	va_end(ap);
-	return text;
+	bench_check_errno(asprintf(&path, "%s/%s", peer_folder(), name) < 0, "asprintf");
+	return path;
 }
 
 bool peer_found(const char *program)
@@ -99,6 +104,9 @@ pid_t peer_start(const char *out, const char *const argv[])
 	while (slot < MAX_STARTED && started[slot])
 		slot++;
 	bench_check_errno(slot == MAX_STARTED, "too many processes");
+	/* What another one said must not be taken for this one's words. */
+	unlink(path);
+	unlink(errors);
 	fflush(stdout);
 	pid = fork();
 	bench_check_errno(pid < 0, "fork");

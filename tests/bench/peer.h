@@ -10,7 +10,7 @@
 
 /* A folder of the benchmark's own in tmpfs; it and every process of peer_start() go when the program ends. */
 const char *peer_folder(void);
-/* A path in that folder; of four buffers in turn. */
+/* A path in that folder; stays for good. */
 const char *peer_path(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Whether PATH has this program. */
 bool peer_found(const char *program);

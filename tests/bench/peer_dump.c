@@ -5,6 +5,7 @@
  */
 #include "peer.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,15 +49,21 @@ static double longest_ms(void)
 	return (double)target.shared[LONGEST_NS] / 1e6;
 }
 
-static uint64_t serve(struct bench_target *t, uint64_t command, uint64_t a, uint64_t b)
+/* The last command: from here on there is nothing but memory and two threads, since half of a connection is more than CRIU can dump. */
+static __attribute__((noreturn)) uint64_t serve(struct bench_target *t, uint64_t command, uint64_t a, uint64_t b)
 {
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	uint64_t answer = 0;
 	pthread_t thread;
 
 	(void)command;
 	(void)a;
 	(void)b;
 	bench_check_errno(pthread_create(&thread, NULL, look_at_clock, t) != 0, "pthread_create");
-	return 0;
+	bench_check_errno(write(t->fd, &answer, sizeof(answer)) != (ssize_t)sizeof(answer), "write");
+	bench_check_errno(dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || close_range(3, ~0u, 0), "/dev/null");
+	for (;;)
+		pause();
 }
 
 struct figures {
@@ -129,8 +136,7 @@ static void by_criu(struct figures *f)
 	snprintf(pid, sizeof(pid), "%d", (int)target.pid);
 	bench_check_errno(mkdir(images, 0700), images);
 	target.shared[LONGEST_NS] = 0;
-	ns = peer_run("criu", (const char *[]){ "criu", "dump", "--leave-running", "--shell-job", "--ext-unix-sk", "-t", pid, "-D", images,
-						NULL }, NULL);
+	ns = peer_run("criu", (const char *[]){ "criu", "dump", "--leave-running", "--shell-job", "-t", pid, "-D", images, NULL }, NULL);
 	peer_run("criu-size", (const char *[]){ "du", "-sb", images, NULL }, NULL);
 	bytes = strtoull(peer_text(peer_path("criu-size")), NULL, 10);
 	figures_add(f, (double)ns / 1e6, (double)bytes / (double)BENCH_MIB);

@@ -93,6 +93,7 @@ static const char *guest_path(void)
 
 static pid_t guest_start(bool shared)
 {
+	const char *said = peer_path("console");
 	char memory[256], append[32], console[192], socket[192], qmp_option[224];
 	uint64_t deadline = bench_now_ns() + 120000000000u;
 	const char *argv[] = {
@@ -110,13 +111,13 @@ static pid_t guest_start(bool shared)
 	else
 		snprintf(memory, sizeof(memory), "memory-backend-ram,id=ram,size=%s", size);
 	snprintf(append, sizeof(append), "%llu %u", (unsigned long long)(filled >> 20), PAGES_A_TICK);
-	snprintf(console, sizeof(console), "file:%s", peer_path("console"));
+	snprintf(console, sizeof(console), "file:%s", said);
 	snprintf(socket, sizeof(socket), "%s", peer_path("qmp.sock"));
 	snprintf(qmp_option, sizeof(qmp_option), "unix:%s,server=on,wait=off", socket);
-	unlink(peer_path("console"));
+	unlink(said);
 	pid = peer_start("qemu", argv);
 	qmp_connect(socket, pid);
-	while (!strstr(peer_text(peer_path("console")), "filled")) {
+	while (!strstr(peer_text(said), "filled")) {
 		if (!peer_alive(pid) || bench_now_ns() > deadline)
 			peer_fail("qemu", "the guest did not fill its memory");
 		usleep(20000);

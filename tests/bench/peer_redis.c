@@ -7,7 +7,8 @@
  * redis-benchmark -P has it); every reply's latency goes into one histogram of microseconds. A loop that waits for replies sends less
  * while the server stands still; with --rate it is an open one: requests are due at fixed times, and latency counts from then.
  *
- * What follows `--` is given to `wpsnap watch`. Everything is in tmpfs.
+ * What follows `--` is given to `wpsnap watch`; without it that is --staging 1G, since under this load nearly all of the memory is written
+ * anew between two links, and BGSAVE takes as much. Everything is in tmpfs.
  */
 #include "peer.h"
 
@@ -308,6 +309,7 @@ struct figures {
 };
 
 static struct figures quiet, bgsave, base, increments;
+static char ends[512];         /* why the rounds before the pauses ended, of the last watch */
 
 static void figures_init(struct figures *f, const char *who)
 {
@@ -364,17 +366,23 @@ static void by_bgsave(const struct seen *before)
 	bench_series_add(&bgsave.pause, peer_number(command("INFO stats\r\n"), "latest_fork_usec") / 1e3);
 }
 
-/* Of the links that the watch told of: the base's figures, and the increments' into the series. */
+/* Of the links that the watch told of. The base's time is from the start of wpsnap to its "ready". */
 static void read_links(const char *out)
 {
-	const char *line = peer_text(peer_path("%s", out));
+	const char *line = peer_text(peer_path("%s", out)), *end;
 	struct peer_link link;
+	size_t len = 0;
 
 	while ((line = strstr(line, "\"type\":\"link\""))) {
 		struct figures *f = strstr(line, "\"trigger\":\"base\"") == line + 14 ? &base : &increments;
 
 		link = peer_link_of(line);
-		bench_series_add(&f->time, link.total_ms);
+		if (f == &increments)
+			bench_series_add(&f->time, link.total_ms);
+		end = strstr(line, "\"rounds_end\":\"");
+		if (end)
+			len += (size_t)snprintf(ends + len, sizeof(ends) - len, " %.*s", (int)strcspn(end + 14, "\""), end + 14);
+		len = len < sizeof(ends) ? len : sizeof(ends) - 1;
 		bench_series_add(&f->pause, link.pause_ms);
 		bench_series_add(&f->stored, link.stored_mib);
 		line += 14;
@@ -387,7 +395,7 @@ static void by_watch(const struct seen *before, char **more)
 	const char *out = "wpsnap-watch", *path = peer_path("%s", out);
 	unsigned int n = 2;
 	char pid[16], links[16], text[32];
-	uint64_t peak = 0, kib;
+	uint64_t peak = 0, kib, t0;
 	bool ready = false;
 	struct seen s;
 	pid_t watch;
@@ -399,6 +407,7 @@ static void by_watch(const struct seen *before, char **more)
 	while (*more && n < 31)
 		argv[n++] = *more++;
 	next_window();
+	t0 = bench_now_ns();
 	watch = peer_start(out, argv);
 	while (peer_alive(watch)) {
 		kib = bench_status_kib(watch, "VmHWM:");
@@ -407,6 +416,7 @@ static void by_watch(const struct seen *before, char **more)
 			ready = true;
 			s = next_window();
 			figures_add(&base, &s, before);
+			bench_series_add(&base.time, (double)(bench_now_ns() - t0) / 1e6);
 			bench_series_add(&base.extra, (double)peak / 1024);
 		}
 		usleep(10000);
@@ -449,12 +459,14 @@ static void print_all(void)
 		bench_row(&ways[i]->extra, i > 1 ? &bgsave.extra : NULL, NULL);
 	for (unsigned int i = 1; i < 4; i++)
 		bench_row(&ways[i]->stored, i == 2 ? &bgsave.stored : NULL, NULL);
-	bench_note("BGSAVE: server stopped: latest_fork_usec; extra memory: rdb_last_cow_size. Ours: peak RSS of wpsnap");
+	bench_note("BGSAVE: server stopped: latest_fork_usec; extra memory: rdb_last_cow_size");
+	bench_note("ours: extra memory: peak RSS of wpsnap; time of the base: from the start of wpsnap to \"ready\"");
+	bench_note("why rounds ended before each pause of the last watch:%s", ends);
 	bench_note("time, server stopped and stored of \"every 1s\" are of each increment");
 }
 
 static const char usage[] =
-	"usage: peer_redis [OPTION]... [-- OPTION-OF-WPSNAP-WATCH...]\n"
+	"usage: peer_redis [OPTION]... [-- OPTION-OF-WPSNAP-WATCH...]   (--staging 1G)\n"
 	"  --size MIB          of values (700)                     --value BYTES   of a value (1000)\n"
 	"  --connections N     of clients (8)                      --depth N       requests under way on each (8)\n"
 	"  --rate N            requests a second, 0: as many as the server answers (0)\n"
@@ -497,6 +509,8 @@ static void set_options(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	static char *staging[] = { "--staging", "1G", NULL };
+	char **more;
 	pthread_t thread;
 	struct seen before;
 
@@ -508,6 +522,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < NR_VALUES * (size_t)config.value_len; i += BENCH_PAGE)
 		bench_fill_page(values + i, i / BENCH_PAGE, 5);
 	nr_keys = config.bytes / config.value_len;
+	more = optind < argc ? argv + optind : staging;
 	server_start();
 	next_window();
 	connect_all();
@@ -525,7 +540,7 @@ int main(int argc, char **argv)
 		figures_add(&quiet, &before, &before);
 		by_bgsave(&before);
 		sleep(1);
-		by_watch(&before, argv + optind);
+		by_watch(&before, more);
 		sleep(1);
 	}
 	bench_table("redis-server, %llu keys, RSS %s, %u connections of %u requests%s, %u rounds", (unsigned long long)nr_keys,

@@ -22,6 +22,7 @@
 
 #define MAX_THREADS 256u
 #define NR_CONTENTS 1024u
+#define LEAST_LINKS 10u
 #define OWN_FORK (BENCH_OWN + 0)
 #define OWN_WRITERS (BENCH_OWN + 1)   /* a: threads, 0: none; b: bytes a second of all of them */
 
@@ -30,11 +31,12 @@ enum { WRITERS, RATE, WORKING_SET, WRITTEN };
 
 static struct config {
 	uint64_t bytes, working_set, slow_set, rate, staging, slow_sink;
-	unsigned int links, every_ms, nr_threads[8], nr_cases;
+	unsigned int links, seconds, every_ms, nr_threads[8], nr_cases;
 	int level;
+	uint32_t max_rounds, target_pause_us;
 } config = {
 	.slow_set = 64 * BENCH_MIB, .rate = 500000000, .staging = 1280 * BENCH_MIB, .slow_sink = 20000000, .nr_threads = { 1, 8, 64 },
-	.nr_cases = 3, .level = 1,
+	.nr_cases = 3, .level = 1, .seconds = 60,
 };
 
 /* ---- in the target: the writers ---- */
@@ -160,7 +162,8 @@ static void sink_stop(struct sink *s)
 /* ---- the links ---- */
 
 struct figures {
-	struct bench_series forked, pause, dirty, stored, total, rate;
+	struct bench_series forked, pause, rounds, paused, dirty, stored, total, rate;
+	unsigned int ends[WPT_ROUNDS_STAGING + 1];
 };
 
 static void figures_init(struct figures *f, unsigned int threads, uint64_t sink)
@@ -169,7 +172,10 @@ static void figures_init(struct figures *f, unsigned int threads, uint64_t sink)
 
 	bench_series_init(&f->forked, "ms", "%u thread%s%s: fork()", threads, s, slow);
 	bench_series_init(&f->pause, "ms", "%u thread%s%s: pause", threads, s, slow);
-	bench_series_init(&f->dirty, "MiB", "  dirty");
+	bench_series_init(&f->rounds, "", "  rounds before it");
+	bench_series_init(&f->paused, "pages", "  copied or compared in the pause");
+	bench_series_init(&f->dirty, "MiB", "  dirty, in all rounds");
+	memset(f->ends, 0, sizeof(f->ends));
 	bench_series_init(&f->stored, "MiB", "  stored");
 	bench_series_init(&f->total, "ms", "  time of the link");
 	bench_series_init(&f->rate, "MB/s", "  written by the target meanwhile");
@@ -177,6 +183,9 @@ static void figures_init(struct figures *f, unsigned int threads, uint64_t sink)
 
 static void take(struct bench_target *t, struct wpt_writer *w, struct figures *f)
 {
+	const struct wpt_take_options o = {
+		.size = sizeof(o), .max_rounds = config.max_rounds, .target_pause_us = config.target_pause_us,
+	};
 	struct wpt_take_stats stats = { .size = sizeof(stats) };
 	uint64_t t0, written;
 
@@ -184,10 +193,14 @@ static void take(struct bench_target *t, struct wpt_writer *w, struct figures *f
 	usleep(config.every_ms * 1000);
 	written = t->shared[WRITTEN];
 	t0 = bench_now_ns();
-	bench_check(wpt_writer_take(w, NULL, &stats), "wpt_writer_take");
+	bench_check(wpt_writer_take(w, &o, &stats), "wpt_writer_take");
 	t0 = bench_now_ns() - t0;
 	written = t->shared[WRITTEN] - written;
 	bench_series_add(&f->pause, (double)stats.pause_ns / 1e6);
+	bench_series_add(&f->rounds, stats.nr_rounds);
+	bench_series_add(&f->paused, (double)stats.pages_paused);
+	if (stats.rounds_end <= WPT_ROUNDS_STAGING)
+		f->ends[stats.rounds_end]++;
 	bench_series_add(&f->dirty, (double)(stats.pages_dirty * BENCH_PAGE) / (double)BENCH_MIB);
 	bench_series_add(&f->stored, (double)stats.bytes_stored / (double)BENCH_MIB);
 	bench_series_add(&f->total, (double)t0 / 1e6);
@@ -212,10 +225,15 @@ static void figures_print(struct figures *f)
 	row_as(&f->pause, "p50", NULL, &p50);
 	row_as(&f->pause, "p99", NULL, &p99);
 	row_as(&f->pause, "to fork()", &f->forked, &share);
+	bench_row(&f->rounds, NULL, NULL);
+	bench_row(&f->paused, NULL, NULL);
 	bench_row(&f->dirty, NULL, NULL);
 	bench_row(&f->stored, NULL, NULL);
 	bench_row(&f->total, NULL, NULL);
 	bench_row(&f->rate, NULL, NULL);
+	bench_note("why rounds ended: %u little was left, %u another would not have helped, %u limit, %u staging memory, %u there were none",
+		   f->ends[WPT_ROUNDS_SMALL], f->ends[WPT_ROUNDS_STALLED], f->ends[WPT_ROUNDS_LIMIT], f->ends[WPT_ROUNDS_STAGING],
+		   f->ends[WPT_ROUNDS_NONE]);
 }
 
 static void measure(struct bench_target *t, struct wpt_tracker *tracker, unsigned int threads, uint64_t sink_rate)
@@ -228,6 +246,7 @@ static void measure(struct bench_target *t, struct wpt_tracker *tracker, unsigne
 	struct wpt_writer *w;
 	struct figures f;
 	struct sink sink;
+	uint64_t until;
 
 	/* The base would take long to get through a slow sink; it goes before the throttle. */
 	sink_start(&sink, 0);
@@ -238,7 +257,8 @@ static void measure(struct bench_target *t, struct wpt_tracker *tracker, unsigne
 	bench_check(wpt_writer_take(w, NULL, NULL), "wpt_writer_take, the base");
 	sink.rate = sink_rate;
 	figures_init(&f, threads, sink_rate);
-	for (unsigned int i = 0; i < config.links; i++)
+	until = bench_now_ns() + config.seconds * 1000000000ull;
+	for (unsigned int i = 0; i < config.links && (i < LEAST_LINKS || bench_now_ns() < until); i++)
 		take(t, w, &f);
 	bench_target_do(t, OWN_WRITERS, 0, 0);
 	wpt_writer_close(w);
@@ -254,7 +274,9 @@ static const char usage[] =
 	"  --working-set BYTES  that is written to (all of it)              --threads LIST   of the target (1,8,64)\n"
 	"  --slow-set BYTES     the same with a throttled sink (64M)        --slow-sink BYTES  a second, 0: not measured (20M, M = 10^6)\n"
 	"  --staging BYTES      staging memory (1280M)                      --links N        of each kind (WPT_REPEATS, 30)\n"
-	"  --level N            of zstd (1)                                 --every MS       between links (0)\n";
+	"  --level N            of zstd (1)                                 --every MS       between links (0)\n"
+	"  --seconds N          after which a kind ends with 10 links (60)\n"
+	"  --max-rounds N       0: none (10)                                --target-pause US  (1000)\n";
 
 /* `million`: what M stands for. */
 static uint64_t size_of(const char *text, uint64_t million)
@@ -289,7 +311,8 @@ static void set_options(int argc, char **argv)
 	static const struct option options[] = {
 		{ "size", 1, NULL, 's' }, { "working-set", 1, NULL, 'w' }, { "slow-set", 1, NULL, 'W' }, { "rate", 1, NULL, 'r' },
 		{ "staging", 1, NULL, 'm' }, { "slow-sink", 1, NULL, 'S' }, { "threads", 1, NULL, 't' }, { "links", 1, NULL, 'n' },
-		{ "every", 1, NULL, 'e' }, { "level", 1, NULL, 'l' }, { "help", 0, NULL, 'h' }, { 0 }
+		{ "every", 1, NULL, 'e' }, { "level", 1, NULL, 'l' }, { "help", 0, NULL, 'h' },
+		{ "seconds", 1, NULL, 'T' }, { "max-rounds", 1, NULL, 'R' }, { "target-pause", 1, NULL, 'P' }, { 0 }
 	};
 	unsigned long links;
 	int c;
@@ -312,6 +335,9 @@ static void set_options(int argc, char **argv)
 			break;
 		case 'e': config.every_ms = (unsigned int)strtoul(optarg, NULL, 10); break;
 		case 'l': config.level = atoi(optarg); break;
+		case 'T': config.seconds = (unsigned int)strtoul(optarg, NULL, 10); break;
+		case 'R': config.max_rounds = atoi(optarg) > 0 ? (uint32_t)atoi(optarg) : WPT_NO_ROUNDS; break;
+		case 'P': config.target_pause_us = (uint32_t)strtoul(optarg, NULL, 10); break;
 		case 'h': fputs(usage, stdout); exit(0);
 		default: fputs(usage, stderr); exit(2);
 		}
@@ -337,7 +363,7 @@ int main(int argc, char **argv)
 	range.end = range.start + t.bytes;
 	bench_attach(&tracker, t.pid);
 	bench_check(wpt_range_add(tracker, &range), "wpt_range_add");
-	bench_table("pause of %s of 4 KiB pages, %.0f MB/s of random pages, staging %s, %u links each", bench_bytes(t.bytes),
+	bench_table("pause of %s of 4 KiB pages, %.0f MB/s of random pages, staging %s, up to %u links each", bench_bytes(t.bytes),
 		    (double)config.rate / 1e6, bench_bytes(config.staging), config.links);
 	for (unsigned int i = 0; i < config.nr_cases; i++)
 		measure(&t, tracker, config.nr_threads[i], 0);
