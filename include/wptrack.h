@@ -418,9 +418,9 @@ struct wpt_take_options {
 enum wpt_rounds_end {
 	WPT_ROUNDS_NONE = 0,     /* there were none */
 	WPT_ROUNDS_SMALL = 1,    /* what was left is small enough */
-	WPT_ROUNDS_STALLED = 2,  /* two rounds found about as much as one before: pages are written as fast as they are copied */
+	WPT_ROUNDS_STALLED = 2,  /* rounds found about as much as one before them: pages are written as fast as they are copied */
 	WPT_ROUNDS_LIMIT = 3,    /* max_rounds */
-	WPT_ROUNDS_STAGING = 4   /* stalled, and what is written in the time of a round is more than the staging memory holds */
+	WPT_ROUNDS_STAGING = 4   /* what was written is more than the staging memory holds, and as much is written while that is compressed */
 };
 
 struct wpt_take_stats {

@@ -250,6 +250,18 @@ static void clear_set(struct chunk *c, enum bit_set set)
 		atomic_store_explicit(&c->bits[set][i], 0, memory_order_relaxed);
 }
 
+uint64_t wpt_ledger_count_taken(const struct wpt_ledger *l)
+{
+	const struct chunk *c;
+	uint64_t nr = 0;
+	unsigned int i;
+
+	for (c = atomic_load(&l->all); c; c = c->next)
+		for (i = 0; i < WORDS && atomic_load_explicit(&c->taken, memory_order_relaxed); i++)
+			nr += (uint64_t)__builtin_popcountll(atomic_load_explicit(&c->bits[SET_TAKEN][i], memory_order_relaxed));
+	return nr;
+}
+
 uint64_t wpt_ledger_commit(struct wpt_ledger *l)
 {
 	uint64_t nr = 0;

@@ -72,6 +72,8 @@ uint64_t wpt_ledger_next_nonzero(const struct wpt_ledger *l, uint64_t from, uint
 int wpt_ledger_dirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_undirty(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_take(struct wpt_ledger *l, uint64_t start, uint64_t end);
+/* The number of pages that are taken. */
+uint64_t wpt_ledger_count_taken(const struct wpt_ledger *l);
 /* What was taken of [start, end) is copied and need not be looked at again, unless the link is lost. */
 void wpt_ledger_copied(struct wpt_ledger *l, uint64_t start, uint64_t end);
 /* The first run of taken pages in [from, end): its start (end if none) and its end in *run_end. */

@@ -29,6 +29,7 @@
 #define DEFAULT_PAUSE_US 1000u
 #define DEFAULT_PAGE_NS 800u
 #define SOON_NS 100000000u
+#define USELESS_NS 50000000u
 
 struct wpt_writer {
 	struct wpt_tracker *t;
@@ -71,6 +72,9 @@ struct take {
 	uint64_t pages_compared;       /* by the first pass that did */
 	uint64_t page_ns;              /* what copying a page takes */
 	bool soon;                     /* the last round was short */
+	uint64_t least;                /* pages that a round found */
+	uint32_t nr_useless;           /* rounds in a row that found no fewer */
+	uint64_t useless_ns;
 };
 
 static void hex(char *out, const uint8_t *bytes, size_t n)
@@ -455,21 +459,17 @@ static void spans_give_back(struct take *k)
 	}
 }
 
-static int round_once(struct take *k)
+/* Copies what a look found. */
+static int round_copy(struct take *k)
 {
 	struct wpt_writer *w = k->w;
-	uint64_t began = wpt_now_ns(), copying;
+	uint64_t began = wpt_now_ns();
 	int err;
 
-	err = wpt_tracker_look(w->t, 0);
-	if (!err && w->all && !k->stats.nr_rounds)
-		err = wpt_tracker_all_unknown(w->t);
-	copying = wpt_now_ns();
 	k->copy.round = true;
-	if (!err)
-		err = wpt_copy_run(&k->copy);
+	err = wpt_copy_run(&k->copy);
 	if (!err && k->copy.pages_dirty >= 256)
-		k->page_ns = (wpt_now_ns() - copying) / k->copy.pages_dirty;
+		k->page_ns = (wpt_now_ns() - began) / k->copy.pages_dirty;
 	/* What was not staged, the ledger knows before it is asked again; and all memory is free. */
 	if (!err && !k->copy.staging)
 		err = wpt_layer_drain(k->layer);
@@ -477,12 +477,26 @@ static int round_once(struct take *k)
 		err = wpt_target_alive(w->t->target);
 	if (!err)
 		err = spans_compared(k);
-	if (err)
-		return err;
-	if (!k->stats.nr_rounds++)
+	if (!err && !k->stats.nr_rounds++)
 		k->pages_compared = k->copy.pages_compared;
-	k->soon = wpt_now_ns() - began < SOON_NS;
-	return 0;
+	return err;
+}
+
+/* Why to make no further round after one that took `ns`. */
+static uint32_t rounds_end(struct take *k, uint64_t ns)
+{
+	uint64_t pages = k->copy.pages_dirty, target_ns = (uint64_t)k->o.target_pause_us * 1000;
+	bool useless = pages > k->least / 4 * 3;
+
+	k->least = WPT_MIN(k->least, pages);
+	k->nr_useless = useless ? k->nr_useless + 1 : 0;
+	k->useless_ns = useless ? k->useless_ns + ns : 0;
+	if (pages * k->page_ns <= target_ns / 2)
+		return WPT_ROUNDS_SMALL;
+	if (k->stats.nr_rounds >= k->o.max_rounds)
+		return WPT_ROUNDS_LIMIT;
+	/* One may be slow by chance; and short ones cost little, however many. */
+	return k->nr_useless >= 2 && k->useless_ns >= USELESS_NS ? WPT_ROUNDS_STALLED : WPT_ROUNDS_NONE;
 }
 
 /*
@@ -491,23 +505,28 @@ static int round_once(struct take *k)
  */
 static int take_rounds(struct take *k)
 {
-	uint64_t target_ns = (uint64_t)k->o.target_pause_us * 1000, least = UINT64_MAX, pages;
-	int useless = 0, err = 0;
+	struct wpt_tracker *t = k->w->t;
+	uint64_t began;
+	int err = 0;
 
 	if (!k->w->all)
 		stage(k);
+	k->least = UINT64_MAX;
 	while (k->stats.rounds_end == WPT_ROUNDS_NONE && !err) {
-		err = round_once(k);
-		pages = k->copy.pages_dirty;
-		if (pages * k->page_ns <= target_ns / 2)
-			k->stats.rounds_end = WPT_ROUNDS_SMALL;
-		else if (k->stats.nr_rounds >= k->o.max_rounds)
-			k->stats.rounds_end = WPT_ROUNDS_LIMIT;
-		else if (pages <= least / 4 * 3)
-			useless = 0;
-		else if (++useless == 2)
-			k->stats.rounds_end = k->copy.spilled ? WPT_ROUNDS_STAGING : WPT_ROUNDS_STALLED;
-		least = WPT_MIN(least, pages);
+		began = wpt_now_ns();
+		err = wpt_tracker_look(t, 0);
+		if (!err && k->w->all && !k->stats.nr_rounds)
+			err = wpt_tracker_all_unknown(t);
+		/* As long as copying without staging takes, as much is written again: then only the pause helps, and each page is stored once more. */
+		if (!err && k->copy.spilled && wpt_ledger_count_taken(t->ledger) > k->least / 4 * 3) {
+			k->stats.rounds_end = WPT_ROUNDS_STAGING;
+			break;
+		}
+		if (!err)
+			err = round_copy(k);
+		k->soon = wpt_now_ns() - began < SOON_NS;
+		if (!err)
+			k->stats.rounds_end = rounds_end(k, wpt_now_ns() - began);
 		if (!k->copy.staging)
 			stage(k);
 	}

@@ -317,6 +317,9 @@ struct scan_call {
 	int (*each)(void *arg, const struct wpt_run *run);
 	void *arg;
 	struct wpt_run pending;   /* merged with what follows, then reported */
+	struct wpt_page_region gone; /* the run at which `nowhere` is, in the area */
+	bool gone_begun;          /* it was asked in this area */
+	uint64_t area_end;        /* of what is scanned of the area */
 	int result;               /* non-zero: the callback wants no more */
 };
 
@@ -353,14 +356,25 @@ static bool is_huge(const struct wpt_area *a)
 static int scan_nowhere(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	static const struct wpt_scan_match not_present = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT };
-	struct wpt_page_region run;
-	int got = 0;
+	int got = 1;
 
 	if (start >= end || a->exact || (!is_huge(a) && !(a->kind == WPT_KIND_ANON && c->rearm)))
 		return 0;
-	wpt_scan_start(&c->nowhere, start, end, is_huge(a) ? &not_present : &wpt_match_none, false);
-	while (!c->result && (got = wpt_scan_next(&c->nowhere, &run)) > 0)
-		report(c, run.start, run.end, a->kind == WPT_KIND_HUGETLB_SHARED ? WPT_PAGES_DIRTY : WPT_PAGES_ZERO, a->kind);
+	/* One scan for all gaps of the area: what is nowhere is a state, so that it may be as of a moment ago. */
+	if (!c->gone_begun) {
+		wpt_scan_start(&c->nowhere, start, c->area_end, is_huge(a) ? &not_present : &wpt_match_none, false);
+		c->gone = (struct wpt_page_region){ start, start, 0 };
+		c->gone_begun = true;
+	}
+	while (!c->result && got > 0 && c->gone.start < end) {
+		report(c, WPT_MAX(start, c->gone.start), WPT_MIN(end, c->gone.end),
+		       a->kind == WPT_KIND_HUGETLB_SHARED ? WPT_PAGES_DIRTY : WPT_PAGES_ZERO, a->kind);
+		if (c->gone.end > end)
+			break;
+		got = wpt_scan_next(&c->nowhere, &c->gone);
+		if (got <= 0)
+			c->gone = (struct wpt_page_region){ UINT64_MAX, UINT64_MAX, 0 };
+	}
 	return got < 0 ? got : 0;
 }
 
@@ -432,7 +446,11 @@ static int scan_written(struct scan_call *c, const struct wpt_area *a, uint64_t 
 
 static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
-	int err = a->kind == WPT_KIND_REPORTED ? scan_unwritten(c, a, start, end) : scan_written(c, a, start, end);
+	int err;
+
+	c->gone_begun = false;
+	c->area_end = end;
+	err = a->kind == WPT_KIND_REPORTED ? scan_unwritten(c, a, start, end) : scan_written(c, a, start, end);
 
 	if (err == -ESRCH)
 		return -WPT_E_GONE;
