@@ -463,11 +463,11 @@ struct wpt_take_stats {
 	uint64_t pages_paused;      /* copied or compared while the target stood still */
 	uint32_t nr_rounds;         /* before that */
 	uint32_t rounds_end;        /* enum wpt_rounds_end */
+	int64_t level;              /* zstd level of the last page data that was compressed */
 	uint64_t pages_cow_faults;  /* cow: copied because they were about to be written */
 	uint64_t pages_cow_copied;  /* cow: copied in the background */
 	uint64_t cow_waits;         /* cow: writes that waited for staging memory */
 	uint64_t cow_fallback;      /* cow: 1: completed by a pause, because the target gave memory back before it was copied */
-	int64_t level;              /* zstd level of the last page data that was compressed */
 };
 
 /*

@@ -4,7 +4,7 @@
  * each, so that at every instant the ring holds n ... n, n-1 ... n-1: two pages of different instants show at once. Every link is read back and
  * checked.
  *
- * WPT_TEST_ROUNDS: snapshots of each kind of memory. WPT_SEED: of where the rings lie.
+ * WPT_COW_ROUNDS (else WPT_TEST_ROUNDS): snapshots of each kind of memory. WPT_SEED: of where the rings lie.
  */
 #include "target_fixture.h"
 
@@ -25,6 +25,14 @@ enum memory { ANON, THP, MEMFD, MEMFD_PRIVATE, HUGE, NR_MEMORIES };
 static const char *const memory_names[] = { "anon", "thp", "memfd", "private memfd", "hugetlb" };
 
 static uint64_t seed;
+static int program; /* its process, also in its children: what is left behind by those that are killed has its number */
+
+static int snapshots(int n)
+{
+	const char *s = getenv("WPT_COW_ROUNDS");
+
+	return s ? atoi(s) : rounds(n);
+}
 
 struct ring {
 	uint64_t *page[RING_PAGES];
@@ -182,7 +190,7 @@ static void session_writer(struct session *s)
 		snprintf(command, sizeof(command), "rm -rf %s", s->dir);
 		assert_int_equal(system(command), 0);
 	}
-	snprintf(s->dir, sizeof(s->dir), "/tmp/wptrack-cow-XXXXXX");
+	snprintf(s->dir, sizeof(s->dir), "/tmp/wptrack-cow-%d-XXXXXX", program);
 	assert_non_null(mkdtemp(s->dir));
 	assert_int_equal(wpt_writer_open(&s->w, s->t, s->dir, &o), 0);
 }
@@ -311,15 +319,15 @@ static void writers_of_the_own_process_see_one_instant(void **state)
 {
 	(void)state;
 	for (int m = 0; m < NR_MEMORIES; m++)
-		own_case((enum memory)m, 64 << 20, -5, rounds(40), m & 1 ? WPT_WAY_ENTRIES : WPT_WAY_PROBED);
+		own_case((enum memory)m, 64 << 20, -5, snapshots(40), m & 1 ? WPT_WAY_ENTRIES : WPT_WAY_PROBED);
 }
 
 /* And compression that takes its time: no batch is free for most of it. */
 static void little_staging_memory_is_enough(void **state)
 {
 	(void)state;
-	own_case(ANON, 4 << 20, 19, rounds(20), WPT_WAY_PROBED);
-	own_case(MEMFD, 4 << 20, 15, rounds(10), WPT_WAY_PROBED);
+	own_case(ANON, 4 << 20, 19, snapshots(20), WPT_WAY_PROBED);
+	own_case(MEMFD, 4 << 20, 15, snapshots(10), WPT_WAY_PROBED);
 }
 
 /* ---- attached ---- */
@@ -444,7 +452,7 @@ static void writers_of_another_process_see_one_instant(void **state)
 		if (rings_start(&f, s, (enum memory)m, modes[m])) {
 			session_open(s, f.pid, PLACE, memory_bytes((enum memory)m), 64 << 20, m & 1 ? WPT_WAY_PROBED : WPT_WAY_ENTRIES);
 			snprintf(what, sizeof(what), "attached %s", memory_names[m]);
-			take_many(s, false, rounds(40), what);
+			take_many(s, false, snapshots(40), what);
 			session_close(s);
 			fixture_finish(&f, 0);
 		}
@@ -485,7 +493,7 @@ static void memory_that_is_given_back_while_it_is_copied(void **state)
 	(void)state;
 	assert_true(rings_start(&f, s, ANON, "rings-more"));
 	session_open(s, f.pid, PLACE, 64 * MIB, 64 << 20, WPT_WAY_PROBED);
-	for (i = 0; i < rounds(150); i++) {
+	for (i = 0; i < snapshots(150); i++) {
 		if (i && i % 40 == 0)
 			session_writer(s);
 		assert_int_equal(take(s, false), 0);
@@ -504,12 +512,12 @@ static void the_snapshotter_is_killed(void **state)
 	uint64_t before, r = seed;
 	struct fixture f;
 	int i, status, ready[2];
+	char c, command[100];
 	pid_t pid;
-	char c;
 
 	(void)state;
 	assert_true(rings_start(&f, s, ANON, "rings-anon"));
-	for (i = 0; i < rounds(20); i++) {
+	for (i = 0; i < snapshots(20); i++) {
 		assert_int_equal(pipe(ready), 0);
 		pid = fork();
 		if (pid == 0) {
@@ -530,7 +538,8 @@ static void the_snapshotter_is_killed(void **state)
 		WAIT_FOR(atomic_load(&f.sh->count[0]) > before + 3);
 	}
 	fixture_finish(&f, 0);
-	assert_int_equal(system("rm -rf /tmp/wptrack-cow-*"), 0);
+	snprintf(command, sizeof(command), "rm -rf /tmp/wptrack-cow-%d-*", program);
+	assert_int_equal(system(command), 0);
 	free(s);
 }
 
@@ -552,7 +561,7 @@ static void the_target_dies(void **state)
 	int i, err;
 
 	(void)state;
-	for (i = 0; i < rounds(15); i++) {
+	for (i = 0; i < snapshots(15); i++) {
 		s = calloc(1, sizeof(*s));
 		assert_true(rings_start(&f, s, ANON, "rings-anon"));
 		session_open(s, f.pid, PLACE, 16 * MIB, 64 << 20, WPT_WAY_PROBED);
@@ -584,7 +593,7 @@ static void a_link_that_fails_midway_is_made_up_for(void **state)
 	session_open(s, f.pid, PLACE, 16 * MIB, 4 << 20, WPT_WAY_PROBED);
 	assert_int_equal(take(s, false), 0);
 	getrlimit(RLIMIT_FSIZE, &old);
-	for (i = 0; i < rounds(30); i++) {
+	for (i = 0; i < snapshots(30); i++) {
 		small = old;
 		small.rlim_cur = 100 + mix(&r) % 3000;
 		setrlimit(RLIMIT_FSIZE, &small);
@@ -710,7 +719,7 @@ static void the_whole_heap_with_threads_stopped_in_malloc(void **state)
 	for (i = 0; i < MALLOCERS; i++)
 		pthread_create(&heap.th[i], NULL, mallocing, (void *)(uintptr_t)(i + 1));
 	session_open(s, 0, heap.start, heap.bytes, 4 << 20, WPT_WAY_PROBED);
-	for (i = 0; i < rounds(60); i++) {
+	for (i = 0; i < snapshots(60); i++) {
 		if (i && i % 20 == 0)
 			session_writer(s);
 		heap_take(s, buf);
@@ -782,6 +791,7 @@ int main(int argc, char **argv)
 
 	if (argc == 2 && !strcmp(argv[0], "target"))
 		return target_main(argv[1]);
+	program = (int)getpid();
 	seed = s ? strtoull(s, NULL, 0) : wpt_now_ns() % 1000000;
 	printf("# WPT_SEED=%" PRIu64 "\n", seed);
 	if (wpt_probe(&p) || !(p.features & WPT_F_SYNC)) {

@@ -38,16 +38,5 @@ check 'what it saved is whole' "$B/wpsnap" verify -q out.wps
 check 'the target runs on' grep -q 'sleep' /proc/$target/comm
 kill $target
 
-# Trackers and snapshots in both modes against a shadow copy, of all kinds of memory that this kernel can protect and of those that it can't.
-try() {
-	local name=$1 status
-	shift
-	env "$@" >"$name.log" 2>&1
-	status=$?
-	cat "$name.log"
-	check "$name" [ $status -eq 0 ]
-}
-try sync_test "$B/tests/kernel/sync_test"
-try cow_test WPT_TEST_ROUNDS="${WPT_ROUNDS:-4}" "$B/tests/kernel/cow_test"
-try torture-sync WPT_ONLY=sync- WPT_STEPS="${WPT_STEPS:-60}" "$B/tests/kernel/torture_test"
+# All kinds of memory, against a shadow copy and with writers that never stop, are the job tests-debian's.
 tap_end
