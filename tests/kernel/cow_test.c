@@ -710,8 +710,9 @@ static void the_whole_heap_with_threads_stopped_in_malloc(void **state)
 	for (i = 0; i < 200; i++)
 		memset(grow[i] = malloc(60000), i, 60000);
 	brk_end = (uintptr_t)sbrk(0) & ~(PAGE - 1);
-	heap.bytes = 8 * MIB;
-	heap.start = brk_end - heap.bytes;
+	/* What is given back first is what is taken next. */
+	heap.start = WPT_ALIGN_UP((uintptr_t)grow[0], PAGE);
+	heap.bytes = brk_end - heap.start;
 	heap.shadow = wpt_vm_alloc(heap.bytes);
 	buf = wpt_vm_alloc(heap.bytes);
 	for (i = 0; i < 200; i++)
