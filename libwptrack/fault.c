@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 
 #include "kern.h"
 #include "own.h"
@@ -244,6 +245,8 @@ static void *run(void *arg)
 	struct pollfd fds[2] = { { th->f->end, POLLIN, 0 }, { th->f->uffd, POLLIN, 0 } };
 	long n;
 
+	/* Somebody stands still until it is done. Who may not have that does without. */
+	wpt_sys(SYS_setpriority, PRIO_PROCESS, 0, -20);
 	for (;;) {
 		n = wpt_sys(SYS_ppoll, fds, 2, NULL, NULL, 0);
 		if (n < 0 && n != -EINTR)
