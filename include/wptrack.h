@@ -107,7 +107,8 @@ enum wpt_feature {
 	WPT_F_PTRACE = 1u << 12,           /* own children can be attached to (no policy forbids it) */
 	WPT_F_SUSPEND_SECCOMP = 1u << 13,  /* targets with a seccomp filter can be attached to */
 	WPT_F_MAP_FILES = 1u << 14,        /* files of mappings can be opened through /proc/PID/map_files */
-	WPT_F_ASYNC = 1u << 15             /* all that backend `async` needs */
+	WPT_F_ASYNC = 1u << 15,            /* all that backend `async` needs */
+	WPT_F_SYNC = 1u << 16              /* all that backend `sync` needs, for memory of this user's own processes */
 };
 
 struct wpt_probe {
@@ -132,9 +133,15 @@ WPT_API const char *wpt_feature_name(uint32_t bit);
 struct wpt_tracker;
 
 enum wpt_backend {
-	WPT_BACKEND_AUTO = 0,     /* the best that the probe finds */
+	WPT_BACKEND_AUTO = 0,     /* the best that the probe finds: ASYNC, else SYNC */
 	WPT_BACKEND_ASYNC = 1,    /* asynchronous userfaultfd write protection and PAGEMAP_SCAN */
-	WPT_BACKEND_REPORTED = 2  /* the owner of the memory calls wpt_range_mark() for what it writes; no faults */
+	WPT_BACKEND_REPORTED = 2, /* the owner of the memory calls wpt_range_mark() for what it writes; no faults */
+	/*
+	 * Synchronous write protection: threads of this process resolve each first write to a page. For kernels without WPT_F_ASYNC (Linux 5.13 to
+	 * 6.6) and for WPT_MODE_COW. Needs a userfaultfd that handles faults of system calls too (WPT_F_UFFD_KERNEL; attached: for the
+	 * target's user). Mappings of ordinary files are compared by content. While this process is stopped by a signal, the target's writes wait.
+	 */
+	WPT_BACKEND_SYNC = 3
 };
 
 enum wpt_track_flags {
@@ -147,7 +154,7 @@ struct wpt_tracker_options {
 	uint32_t backend;          /* enum wpt_backend */
 	uint32_t flags;            /* enum wpt_track_flags */
 	uint32_t stop_timeout_ms;  /* for stopping the target's threads, 0: 100 */
-	uint32_t reserved;         /* 0 */
+	uint32_t nr_fault_threads; /* backend SYNC: threads that resolve faults, at most 64; 0: 2 */
 	/* Called on the thread that called the library, never while the target is stopped. May be NULL. */
 	void (*log)(void *arg, enum wpt_log_level level, const char *message);
 	void *log_arg;
@@ -207,7 +214,8 @@ enum wpt_range_reason {
 	WPT_REASON_OTHER_WRITER = 5,  /* compared by content: another process may write to the file */
 	WPT_REASON_UNINSPECTABLE = 6, /* compared by content: who else maps the file can't be found out */
 	WPT_REASON_PINNED = 7,        /* compared by content: io_uring fixed buffers, RDMA, VFIO */
-	WPT_REASON_VERIFY = 8         /* compared by content: WPT_TRACK_VERIFY_CONTENT */
+	WPT_REASON_VERIFY = 8,        /* compared by content: WPT_TRACK_VERIFY_CONTENT */
+	WPT_REASON_UNTRACKED = 9      /* compared by content: backend SYNC can't write-protect it (mappings of ordinary files) */
 };
 
 /* A range to track. */
@@ -359,7 +367,15 @@ WPT_API void wpt_writer_close(struct wpt_writer *w);
 
 enum wpt_mode {
 	WPT_MODE_PAUSE = 0, /* the target is stopped while its dirty pages are found and copied: one instant of all memory */
-	WPT_MODE_FUZZY = 1  /* no pause: each page is one instant, pages differ in theirs */
+	WPT_MODE_FUZZY = 1, /* no pause: each page is one instant, pages differ in theirs */
+	/*
+	 * Copy before write: the target is stopped while its dirty pages are found, and each is copied after that, before its first write
+	 * goes through. One instant of all memory, that of the pause. Only with a tracker of backend SYNC (-EINVAL). What can't be
+	 * protected (mappings of ordinary files, files that are mapped twice or may be written to by others) is copied during the pause.
+	 * Where the target gives memory back before it was copied, the link is completed by a pause as in mode PAUSE, and shows that
+	 * later instant.
+	 */
+	WPT_MODE_COW = 2
 };
 
 enum wpt_take_flags {
@@ -393,14 +409,15 @@ struct wpt_take_options {
 	uint32_t nr_sections;
 	const struct wpt_section *sections;
 	/*
-	 * Mode PAUSE, own process: stop and resume every thread that writes to the ranges; required. Between the two the library
+	 * Modes PAUSE and COW, own process: stop and resume every thread that writes to the ranges; required. Between the two the library
 	 * calls no allocator, no stdio and no other callback but `paused`. quiesce returns 0 or a negative error, which ends the take.
 	 */
 	int (*quiesce)(void *arg);
 	void (*resume)(void *arg);
 	/*
-	 * Called while the target is stopped and everything is copied: a non-zero return fails the link. For an attached target
-	 * it may do anything but touch the target's threads; for the own process, only what is safe with all others stopped.
+	 * Called while the target is stopped and everything is copied (mode COW: is protected, or copied; a second time where a pause
+	 * completes the link): a non-zero return fails the link. For an attached target it may do anything but touch the target's
+	 * threads; for the own process, only what is safe with all others stopped.
 	 */
 	int (*paused)(void *arg);
 	void *arg;
@@ -447,6 +464,10 @@ struct wpt_take_stats {
 	uint32_t nr_rounds;         /* before that */
 	uint32_t rounds_end;        /* enum wpt_rounds_end */
 	int64_t level;              /* zstd level of the last page data that was compressed */
+	uint64_t pages_cow_faults;  /* cow: copied because they were about to be written */
+	uint64_t pages_cow_copied;  /* cow: copied in the background */
+	uint64_t cow_waits;         /* cow: writes that waited for staging memory */
+	uint64_t cow_fallback;      /* cow: 1: completed by a pause, because the target gave memory back before it was copied */
 };
 
 /*

@@ -53,12 +53,14 @@ typedef struct user_regs_struct regs_t;
 
 struct inject {
 	struct wpt_target *t;
+	bool all_faults;
 	uint64_t deadline;
 	uint64_t insn;     /* of the target's memory: a system call instruction */
 	int round;
 	/* out */
 	int result;
 	int uffd;
+	bool refused; /* the target's user may not have such a userfaultfd */
 };
 
 /* ---- helper process ---- */
@@ -267,8 +269,9 @@ static int make_uffd(struct inject *in, pid_t tid, const regs_t *saved)
 	long fd, rc;
 
 	fd = call(tid, saved, in->insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
-	if (fd == -EPERM || fd == -EACCES)
+	if ((fd == -EPERM || fd == -EACCES) && !in->all_faults)
 		fd = call(tid, saved, in->insn, SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	in->refused = fd == -EPERM || fd == -EACCES;
 	if (fd < 0)
 		return fd == -ENOSYS || fd == -EINVAL ? -WPT_E_UNSUPPORTED : (int)fd;
 	in->uffd = take(in, tid, (int)fd);
@@ -453,7 +456,7 @@ static int find_insn(struct wpt_target *t, uint64_t *insn)
 	return rc;
 }
 
-int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
+int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 {
 	struct inject *in;
 	int rc, i;
@@ -464,6 +467,7 @@ int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
 	if (in == MAP_FAILED)
 		return -ENOMEM;
 	in->t = t;
+	in->all_faults = all_faults;
 	in->deadline = deadline;
 	rc = find_insn(t, &in->insn);
 	for (i = 0; !rc && i < RETRIES; i++) {
@@ -472,6 +476,9 @@ int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
 			break;
 		rc = i + 1 < RETRIES ? 0 : rc;
 	}
+	if (rc && in->refused)
+		wpt_logf(&t->log, WPT_LOG_ERROR, "the target's user may not have a userfaultfd%s: root has it, or set vm.unprivileged_userfaultfd=1",
+			 all_faults ? " that handles faults of system calls, which backend sync needs" : "");
 	rc = rc ? rc : in->uffd;
 	munmap(in, sizeof(*in));
 	return rc;
@@ -479,9 +486,10 @@ int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
 
 #else
 
-int wpt_target_inject(struct wpt_target *t, uint64_t deadline)
+int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 {
 	(void)t;
+	(void)all_faults;
 	(void)deadline;
 	return -WPT_E_UNSUPPORTED;
 }

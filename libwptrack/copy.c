@@ -8,15 +8,15 @@
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 {
-	int pagemap = wpt_target_pagemap(t->target), err;
+	int err;
 
 	memset(c, 0, sizeof(*c));
 	c->t = t;
-	err = wpt_scan_open(&c->outer, pagemap);
+	err = wpt_scan_open(&c->outer, &t->how);
 	if (!err)
-		err = wpt_scan_open(&c->inner, pagemap);
+		err = wpt_scan_open(&c->inner, &t->how);
 	if (!err)
-		err = wpt_scan_open(&c->check, pagemap);
+		err = wpt_scan_open(&c->check, &t->how);
 	if (!err) {
 		c->again = wpt_vm_alloc((size_t)AGAIN_PAGES * WPT_PAGE);
 		err = c->again ? 0 : -ENOMEM;
@@ -60,11 +60,6 @@ static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
 	return b->data + (size_t)page * WPT_PAGE;
 }
 
-static const struct wpt_scan_match *match_of(const struct wpt_area *a)
-{
-	return a->kind == WPT_KIND_ANON && !a->exact ? &wpt_match_dirty : &wpt_match_written;
-}
-
 static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *at, uint64_t *run_end)
 {
 	struct wpt_page_region run;
@@ -74,7 +69,7 @@ static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint6
 		*at = wpt_ledger_next_dirty(c->t->ledger, start, end, run_end);
 		return *at < end;
 	}
-	wpt_scan_start(&c->check, start, end, match_of(c->area), false);
+	wpt_scan_start(&c->check, start, end, wpt_area_written(c->area), false);
 	got = wpt_scan_next(&c->check, &run);
 	if (got == 0)
 		return false;
@@ -89,10 +84,26 @@ static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
 	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE && !c->area->exact;
 	struct wpt_page_region run;
 
-	wpt_scan_start(&c->check, start, end, private ? &wpt_match_private_file : match_of(c->area), true);
+	c->check.unit = c->area->page_size > WPT_PAGE ? c->area->page_size : 0;
+	wpt_scan_start(&c->check, start, end, private && !c->area->sparse ? &wpt_match_private_file : wpt_area_written(c->area), true);
 	while (wpt_scan_next(&c->check, &run) > 0)
 		if (private)
 			wpt_tracker_note_cowed(c->t, &run);
+}
+
+/* Memory that can't be protected: what reads the same twice is taken for one instant. */
+static bool is_torn_read(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_t slot)
+{
+	uint64_t page[WPT_PAGE / 8];
+	bool torn = false;
+
+	for (; start < end; start += WPT_PAGE, slot++) {
+		if (wpt_target_read(c->t->target, start, page, WPT_PAGE) != WPT_PAGE || memcmp(page, batch_slot(c->batch, slot), WPT_PAGE) == 0)
+			continue;
+		memcpy(batch_slot(c->batch, slot), page, WPT_PAGE);
+		torn = true;
+	}
+	return torn;
 }
 
 /* Copies a run of the batch again, after protecting it again, until it stays clean or `retries` are used up. */
@@ -101,7 +112,10 @@ static void copy_again(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_
 	uint64_t at, run_end, page;
 	unsigned int attempt;
 
-	for (attempt = 0; attempt < c->retries && c->area->kind != WPT_KIND_REPORTED; attempt++) {
+	for (attempt = 0; attempt < c->retries && c->area->untracked; attempt++)
+		if (!is_torn_read(c, start, end, slot))
+			return;
+	for (attempt = 0; attempt < c->retries && !c->area->untracked && c->area->kind != WPT_KIND_REPORTED; attempt++) {
 		protect_again(c, start, end);
 		if (wpt_target_read(c->t->target, start, batch_slot(c->batch, slot), end - start) != (ssize_t)(end - start))
 			break;
@@ -465,6 +479,21 @@ static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t en
 
 /* ---- candidates ---- */
 
+static int emit_now(struct wpt_copy *c, uint64_t start, uint64_t end, int (*emit)(struct wpt_copy *c, uint64_t start, uint64_t end))
+{
+	uint64_t from, to;
+	int err = 0;
+
+	if (!c->later)
+		return emit(c, start, end);
+	for (; start < end && !err; start = to) {
+		err = c->later(c, start, end, &from, &to);
+		if (!err && start < from)
+			err = emit(c, start, from);
+	}
+	return err;
+}
+
 /* Calls `emit` for the candidates of [start, end), as runs. */
 static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
 			  int (*emit)(struct wpt_copy *c, uint64_t start, uint64_t end))
@@ -477,12 +506,12 @@ static int for_candidates(struct wpt_copy *c, uint64_t start, uint64_t end,
 		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
 		if (taken < unknown) {
 			c->pages_dirty += (taken_end - taken) / WPT_PAGE;
-			err = emit(c, taken, taken_end);
+			err = emit_now(c, taken, taken_end, emit);
 			at = taken_end;
 		} else if (unknown < end) {
 			c->pages_dirty += (unknown_end - unknown) / WPT_PAGE;
 			c->pages_compared += (unknown_end - unknown) / WPT_PAGE;
-			err = emit(c, unknown, unknown_end);
+			err = emit_now(c, unknown, unknown_end, emit);
 			at = unknown_end;
 		} else {
 			break;
@@ -503,7 +532,7 @@ static int copy_swapped(struct wpt_copy *c, uint64_t start, uint64_t end)
 		stop = WPT_MIN(at + (uint64_t)WPT_BATCH_PAGES * WPT_PAGE, end);
 		before = c->pages_dirty;
 		err = for_candidates(c, at, stop, add_mapped);
-		if (err || c->pages_dirty == before)
+		if (err || c->pages_dirty == before || c->later)
 			continue;
 		c->swapped_in += c->pages_dirty - before;
 		err = pieces_flush(c);
@@ -692,7 +721,7 @@ static int copy_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 
 	if (!c->area->private_file)
 		return add_hole(c, start, end);
-	if (c->area->exact)
+	if (c->area->exact || c->area->untracked)
 		return copy_hole_exact(c, start, end);
 	while (at < end && !err) {
 		cowed = wpt_ledger_next_cowed(c->t->ledger, at, end, &cowed_end);
@@ -709,7 +738,7 @@ static int (*emit_of(const struct wpt_area *a))(struct wpt_copy *c, uint64_t sta
 {
 	if (!a->private_file)
 		return emit_shared;
-	return a->exact ? emit_private_exact : emit_private;
+	return a->exact || a->untracked ? emit_private_exact : emit_private;
 }
 
 static int copy_file(struct wpt_copy *c, uint64_t start, uint64_t end)
@@ -867,5 +896,5 @@ int wpt_copy_run(struct wpt_copy *c)
 		err = flush_all(c);
 	if (!err)
 		err = batch_submit(c);
-	return err;
+	return err == -ESRCH ? -WPT_E_GONE : err;
 }

@@ -19,6 +19,12 @@ struct wpt_copy {
 	bool round;             /* the target runs and there is a later pass: what will be compared then is left out */
 	bool staging;           /* the writer's threads are held: a page that comes again takes the place of its first copy */
 	unsigned int retries;
+	/*
+	 * Mode cow: the first run [*from, *to) of the candidates [start, end) that is saved by other means after the pause; end where there is none.
+	 * What lies before it is copied now. NULL: all is copied now.
+	 */
+	int (*later)(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *from, uint64_t *to);
+	void *later_arg;
 	struct wpt_scan outer, inner, check;
 
 	struct wpt_batch *batch;

@@ -2,6 +2,7 @@
 #include "kern.h"
 
 #include <sys/ioctl.h>
+#include <unistd.h>
 
 int wpt_kern_register(int uffd, uint64_t start, uint64_t end)
 {
@@ -41,6 +42,23 @@ int wpt_kern_protect(int uffd, uint64_t start, uint64_t end)
 int wpt_kern_unprotect(int uffd, uint64_t start, uint64_t end)
 {
 	return writeprotect(uffd, start, end, 0);
+}
+
+int wpt_kern_wake(int uffd, uint64_t start, uint64_t end)
+{
+	struct uffdio_range range = { .start = start, .len = end - start };
+
+	return ioctl(uffd, UFFDIO_WAKE, &range) == 0 ? 0 : -errno;
+}
+
+ssize_t wpt_kern_entries(int pagemap, uint64_t addr, uint64_t *entries, size_t nr)
+{
+	ssize_t got;
+
+	do
+		got = pread(pagemap, entries, nr * sizeof(*entries), (off_t)(addr / (uint64_t)sysconf(_SC_PAGESIZE) * sizeof(*entries)));
+	while (got < 0 && errno == EINTR);
+	return got < 0 ? -errno : got / (ssize_t)sizeof(*entries);
 }
 
 int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg)

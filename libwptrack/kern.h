@@ -12,6 +12,9 @@
 #define WPT_KERN_UFFD_FEATURES (UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | \
 				UFFD_FEATURE_PAGEFAULT_FLAG_WP)
 
+/* For faults that somebody resolves; the second where the kernel has it. */
+#define WPT_KERN_SYNC_FEATURES (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
+
 /* -EBUSY: another userfaultfd has part of it. -EINVAL, -EPERM: this kind of mapping can't be write-protected. */
 int wpt_kern_register(int uffd, uint64_t start, uint64_t end);
 int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end);
@@ -25,8 +28,18 @@ int wpt_kern_protect(int uffd, uint64_t start, uint64_t end);
  */
 int wpt_kern_unprotect(int uffd, uint64_t start, uint64_t end);
 
+/* Has threads that wait for [start, end) try again. */
+int wpt_kern_wake(int uffd, uint64_t start, uint64_t end);
+
 /* One PAGEMAP_SCAN; arg->size is set here. Number of regions, or -errno. EINTR is retried. */
 int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg);
+
+/* What kernels without PAGEMAP_SCAN tell: an entry a page, from the one at `addr`. Number of entries read, 0 behind the end of memory, or -errno. */
+#define WPT_ENTRY_PRESENT (UINT64_C(1) << 63)
+#define WPT_ENTRY_SWAPPED (UINT64_C(1) << 62)
+#define WPT_ENTRY_FILE (UINT64_C(1) << 61)
+#define WPT_ENTRY_UFFD_WP (UINT64_C(1) << 57)
+ssize_t wpt_kern_entries(int pagemap, uint64_t addr, uint64_t *entries, size_t nr);
 
 /*
  * The part of wpt_probe() that a tracker needs: what of userfaultfd and PAGEMAP_SCAN works; hugetlb only if its page size is given. *differs:

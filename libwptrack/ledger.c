@@ -18,7 +18,7 @@
 #define STATE_MASK 0x0fu
 #define STATE_SAID 0x80u /* by the link in hand */
 
-enum bit_set { SET_DIRTY, SET_TAKEN, SET_COPIED, SET_GONE, SET_STAGED, SET_COWED, NR_SETS };
+enum bit_set { SET_DIRTY, SET_TAKEN, SET_COPIED, SET_GONE, SET_STAGED, SET_COWED, SET_PENDING, NR_SETS };
 
 struct node {
 	_Atomic(void *) slot[LEVEL_SIZE];
@@ -357,7 +357,7 @@ static int for_words(struct wpt_ledger *l, uint64_t start, uint64_t end, bool cr
 		at = WPT_MAX(at, index << CHUNK_SHIFT);
 		while (at < end && at >> CHUNK_SHIFT == index) {
 			bit = page_in_chunk(at) % 64;
-			nr = (unsigned int)WPT_MIN((end - at + WPT_PAGE - 1) >> WPT_PAGE_SHIFT, 64 - bit);
+			nr = (unsigned int)WPT_MIN(((end - at - 1) >> WPT_PAGE_SHIFT) + 1, 64 - bit);
 			mask = (nr == 64 ? ~0ull : (1ull << nr) - 1) << bit;
 			fn(c, page_in_chunk(at) / 64, mask);
 			at += (uint64_t)nr << WPT_PAGE_SHIFT;
@@ -566,4 +566,29 @@ int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed)
 	else
 		atomic_fetch_and(&c->bits[SET_COWED][i / 64], ~(1ull << (i % 64)));
 	return 0;
+}
+
+static void word_pend(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_or(&c->bits[SET_PENDING][word], mask);
+}
+
+int wpt_ledger_pend(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	return for_words(l, start, end, true, word_pend);
+}
+
+static void word_unpend(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_and(&c->bits[SET_PENDING][word], ~mask);
+}
+
+void wpt_ledger_unpend(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	for_words(l, start, end, false, word_unpend);
+}
+
+uint64_t wpt_ledger_next_pending(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
+{
+	return next_run(l, SET_PENDING, from, end, run_end);
 }

@@ -104,4 +104,9 @@ bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);
 uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
 int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed);
 
+/* Pages of a link of mode cow that are still to be saved; under the lock of fault.c while anything runs that could fault on them. */
+int wpt_ledger_pend(struct wpt_ledger *l, uint64_t start, uint64_t end);
+void wpt_ledger_unpend(struct wpt_ledger *l, uint64_t start, uint64_t end);
+uint64_t wpt_ledger_next_pending(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+
 #endif

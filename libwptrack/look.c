@@ -12,6 +12,7 @@
 
 #define ARM_SLICE ((uint64_t)16 << 20)
 #define SCAN_SLICE ((uint64_t)1 << 30)
+#define PROTECT_BRIDGE ((uint64_t)32 * WPT_PAGE) /* protecting so much in vain takes less than another call */
 #define DISARM_SLICE ((uint64_t)64 << 20)
 
 /* ---- plan ---- */
@@ -184,6 +185,7 @@ static void area_classify(struct wpt_look *l, struct wpt_area *a, const struct w
 	if (l->t->backend == WPT_BACKEND_REPORTED && !a->skipped)
 		a->kind = WPT_KIND_REPORTED;
 	a->exact = area_is_exact(l->t, a);
+	a->sparse = l->t->backend == WPT_BACKEND_SYNC && a->kind == WPT_KIND_FILE_PRIVATE;
 }
 
 static int area_add(struct wpt_look *l, const struct wpt_map *map, uint64_t start, uint64_t end, const struct wpt_range_entry *entry)
@@ -256,10 +258,15 @@ static int plan_build(struct wpt_look *l)
 
 /* ---- arming ---- */
 
+static bool is_sync(const struct wpt_look *l)
+{
+	return l->t->backend == WPT_BACKEND_SYNC;
+}
+
 /* Kinds of which each place has a page or a marker, from the first arm on: without WP_WRITTEN that is needed to see a zap. */
 static bool has_markers(const struct wpt_area *a)
 {
-	return a->kind == WPT_KIND_SHMEM || a->kind == WPT_KIND_FILE_SHARED || a->kind == WPT_KIND_FILE_PRIVATE;
+	return a->kind == WPT_KIND_SHMEM || a->kind == WPT_KIND_FILE_SHARED || (a->kind == WPT_KIND_FILE_PRIVATE && !a->sparse);
 }
 
 /* Protects what is there; what a scan reports is not needed, since the whole span is unknown. */
@@ -278,6 +285,22 @@ const struct wpt_scan_match wpt_match_private_file = {
 	.mask = PAGE_IS_WRITTEN,
 	.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
 };
+
+/* Without markers: what is nowhere shows the file's content, and so does what was written there and then zapped. */
+static const struct wpt_scan_match match_private_sparse = {
+	.mask = PAGE_IS_WRITTEN,
+	.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+	.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
+};
+
+const struct wpt_scan_match *wpt_area_written(const struct wpt_area *a)
+{
+	if (a->exact)
+		return &wpt_match_written;
+	if (a->sparse)
+		return &match_private_sparse;
+	return a->kind == WPT_KIND_ANON ? &wpt_match_dirty : &wpt_match_written;
+}
 
 /* Every page that is there or has a marker, and what it is. */
 static const struct wpt_scan_match match_private_all = {
@@ -336,6 +359,52 @@ static int protect_private_file(struct wpt_look *l, uint64_t start, uint64_t end
 	if (err || got < 0)
 		return err ? err : got;
 	return set_cowed(l->t, at, end, false);
+}
+
+int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match populated = {
+		.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.report = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
+	};
+	struct wpt_page_region run;
+	uint64_t at, run_end;
+	int got, err = 0;
+
+	wpt_scan_start(scan, start, end, &populated, false);
+	while (!err && (got = wpt_scan_next(scan, &run)) > 0) {
+		if ((run.categories & (PAGE_IS_PRESENT | PAGE_IS_FILE)) == PAGE_IS_PRESENT) {
+			err = set_cowed(t, run.start, run.end, true);
+		} else if (run.categories & PAGE_IS_PRESENT) {
+			/* A page that was COWed a moment ago and is the file's now changed in between. */
+			for (at = run.start; !err && (at = wpt_ledger_next_cowed(t->ledger, at, run.end, &run_end)) < run.end; at = run_end) {
+				err = wpt_ledger_dirty(t->ledger, at, run_end);
+				if (!err)
+					err = set_cowed(t, at, run_end, false);
+			}
+		} else if (run.categories & PAGE_IS_WRITTEN) {
+			err = set_cowed(t, run.start, run.end, true);
+		} else {
+			for (at = run.start; !err && (at = wpt_ledger_next_dirty(t->ledger, at, run.end, &run_end)) < run.end; at = run_end)
+				err = set_cowed(t, at, run_end, true);
+		}
+	}
+	return err ? err : got;
+}
+
+/* The first arm: what was protected may have been anything. */
+static int protect_private_sparse(struct wpt_look *l, uint64_t start, uint64_t end)
+{
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	wpt_scan_start(&l->t->scan, start, end, &match_private_sparse, true);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		if (run.categories & PAGE_IS_SWAPPED)
+			err = set_cowed(l->t, run.start, run.end, true);
+	if (err || got < 0)
+		return err ? err : got;
+	return wpt_tracker_learn_cowed(l->t, &l->t->scan, start, end);
 }
 
 static int protect_markers(struct wpt_look *l, uint64_t start, uint64_t end)
@@ -407,6 +476,8 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	if (err == 0) {
 		if (a->exact)
 			err = protect_exact(l, a, start, end);
+		else if (a->sparse)
+			err = protect_private_sparse(l, start, end);
 		else if (a->kind == WPT_KIND_FILE_PRIVATE)
 			err = protect_private_file(l, start, end);
 		else
@@ -416,6 +487,13 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 		return err;
 	if (err == -ESRCH)
 		return -WPT_E_GONE;
+	/* Mappings of ordinary files: the memory is there to be read, whatever the kernel can do about its writes. */
+	if (is_sync(l) && err == -EINVAL) {
+		a->untracked = true;
+		a->armed = false;
+		a->reason = WPT_REASON_UNTRACKED;
+		return 0;
+	}
 	if (!l->stopped && err != -EBUSY)
 		l->unsettled = true;
 	area_skip(a, err == -EBUSY ? WPT_REASON_BUSY : WPT_REASON_UNSUPPORTED);
@@ -547,7 +625,7 @@ static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */
 	if (a->kind == WPT_KIND_FILE_PRIVATE) {
 		err = wpt_tracker_uncowed(l->t, &l->t->scan, start, end, true);
-		match = &wpt_match_private_file;
+		match = a->sparse ? &match_private_sparse : &wpt_match_private_file;
 	} else if (a->kind == WPT_KIND_ANON) {
 		match = &wpt_match_dirty;
 	} else if (a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED) {
@@ -563,6 +641,8 @@ static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	}
 	if (err || got < 0)
 		return err ? err : got;
+	if (a->sparse)
+		return wpt_tracker_learn_cowed(l->t, &l->t->scan, start, end);
 	/* Every page had a marker or was mapped: where neither is, a zap took it, and perhaps a write before that. */
 	if (has_markers(a))
 		return collect_matching(l, start, end, &wpt_match_none);
@@ -577,6 +657,13 @@ static bool same_memory(const struct wpt_area *o, const struct wpt_area *a)
 {
 	return o->armed && !o->skipped && o->kind == a->kind && o->exact == a->exact && o->file == a->file &&
 	       (a->file < 0 || o->offset - o->start == a->offset - a->start);
+}
+
+/* While the target runs, nothing may be protected that was not seen as written; a protection leaves markers where nothing is, but not in anon. */
+static void scan_fit(struct wpt_look *l, const struct wpt_area *a)
+{
+	l->t->scan.unit = a->page_size > WPT_PAGE ? a->page_size : 0;
+	l->t->scan.bridge = l->stopped && (a->kind == WPT_KIND_ANON || a->kind == WPT_KIND_SHMEM) ? PROTECT_BRIDGE : 0;
 }
 
 /* As dense as it was, if it did not grow by much. */
@@ -605,6 +692,7 @@ static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 	while (*old_at < l->old->areas.count && wpt_area_at(l->old, *old_at)->end <= a->start)
 		++*old_at;
 	a->armed = true;
+	scan_fit(l, a);
 	a->dense = a->kind == WPT_KIND_ANON && !a->exact && area_is_dense(l, a, *old_at);
 	a->told = a->dense && l->t->zap_reported && l->t->backend == WPT_BACKEND_ASYNC;
 	for (i = *old_at; at < a->end && !err && !a->skipped; at = stop) {

@@ -51,6 +51,8 @@ static const char *reason_text(uint32_t reason)
 		return "compared by content: pinned for a device";
 	case WPT_REASON_VERIFY:
 		return "compared by content: as asked for";
+	case WPT_REASON_UNTRACKED:
+		return "compared by content: this backend can't write-protect it";
 	}
 	return "unknown";
 }

@@ -7,6 +7,7 @@
  * Only the thread that set `emitting` touches the first job.
  */
 #include "pipe.h"
+#include "own.h"
 
 #include <pthread.h>
 #include <signal.h>
@@ -92,6 +93,7 @@ static void *run(void *arg)
 	struct wpt_pipe *p = start->pipe;
 	uint32_t thread = start->thread;
 
+	wpt_own_enter();
 	pthread_mutex_lock(&p->lock);
 	start->taken = true;
 	pthread_cond_broadcast(&p->progress);
@@ -106,6 +108,7 @@ static void *run(void *arg)
 			pthread_cond_wait(&p->work, &p->lock);
 	}
 	pthread_mutex_unlock(&p->lock);
+	wpt_own_leave();
 	return NULL;
 }
 

@@ -41,6 +41,7 @@ static const struct {
 	{ WPT_F_SUSPEND_SECCOMP, "suspend_seccomp" },
 	{ WPT_F_MAP_FILES, "map_files" },
 	{ WPT_F_ASYNC, "async" },
+	{ WPT_F_SYNC, "sync" },
 };
 
 const char *wpt_feature_name(uint32_t bit)
@@ -57,7 +58,26 @@ struct prober {
 	int uffd, pagemap;
 	size_t page;
 	uint64_t uffd_features;
+	bool sync;           /* `uffd` is synchronous, and PAGEMAP_SCAN is not to be counted on */
 };
+
+/* The same as below, as backend sync does it on old kernels. */
+static int written_entries(struct prober *pr, const void *p, size_t len, bool protect, uint64_t *bytes)
+{
+	uint64_t entry, at, start = (uintptr_t)p;
+	ssize_t got;
+	int err = 0;
+
+	*bytes = 0;
+	for (at = start; at < start + len && !err; at += pr->page) {
+		got = wpt_kern_entries(pr->pagemap, at, &entry, 1);
+		if (got != 1)
+			return got < 0 ? (int)got : -EIO;
+		if (!(entry & WPT_ENTRY_UFFD_WP))
+			*bytes += pr->page;
+	}
+	return *bytes && protect ? wpt_kern_protect(pr->uffd, start, start + len) : 0;
+}
 
 /* Whether all (or no) pages of [p, p + len) are reported as written; -errno if the scan fails. */
 static int written_bytes(struct prober *pr, const void *p, size_t len, bool protect, uint64_t *bytes)
@@ -72,8 +92,11 @@ static int written_bytes(struct prober *pr, const void *p, size_t len, bool prot
 		.category_mask = PAGE_IS_WRITTEN,
 		.return_mask = PAGE_IS_WRITTEN,
 	};
-	int n = wpt_kern_scan(pr->pagemap, &arg), i;
+	int n, i;
 
+	if (pr->sync)
+		return written_entries(pr, p, len, protect, bytes);
+	n = wpt_kern_scan(pr->pagemap, &arg);
 	*bytes = 0;
 	for (i = 0; i < n; i++)
 		*bytes += regions[i].end - regions[i].start;
@@ -91,6 +114,9 @@ static bool cycle_works(struct prober *pr, void *map, size_t unit)
 	if (wpt_kern_register(pr->uffd, start, start + 2 * unit) != 0 || wpt_kern_protect(pr->uffd, start, start + 2 * unit) != 0)
 		return false;
 	if (written_bytes(pr, map, 2 * unit, false, &bytes) != 0 || bytes != 0)
+		return false;
+	/* What a fault thread would do, since there is none. */
+	if (pr->sync && wpt_kern_unprotect(pr->uffd, start + unit, start + 2 * unit) != 0)
 		return false;
 	p[unit] = 2;
 	if (written_bytes(pr, map, 2 * unit, true, &bytes) != 0)
@@ -286,9 +312,19 @@ static uint64_t hugepage_bytes(void)
 	return (uint64_t)found * 1024;
 }
 
+/* Whoever may open the device needs no other right for one that handles the faults of system calls. */
 static int open_uffd(int flags)
 {
-	return (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags);
+	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | flags), device;
+
+	if (fd >= 0 || errno != EPERM || flags)
+		return fd;
+	device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	if (device < 0)
+		return -1;
+	fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	close(device);
+	return fd;
 }
 
 static uint32_t probe_uffd(struct prober *pr)
@@ -321,6 +357,19 @@ static uint32_t probe_uffd(struct prober *pr)
 	return features;
 }
 
+static uint32_t probe_kinds(struct prober *pr, uint64_t huge)
+{
+	uint32_t features = 0;
+
+	if (try_memfd(pr, pr->page, 0))
+		features |= WPT_F_WP_SHMEM;
+	if (huge && try_memfd(pr, huge, MFD_HUGETLB))
+		features |= WPT_F_WP_HUGETLB;
+	if (try_thp(pr))
+		features |= WPT_F_WP_THP;
+	return features;
+}
+
 static uint32_t probe_tracking(struct prober *pr, uint64_t huge)
 {
 	uint32_t features = 0;
@@ -338,19 +387,35 @@ static uint32_t probe_tracking(struct prober *pr, uint64_t huge)
 		return features;
 	if (try_map(pr, pr->page, MAP_PRIVATE | MAP_ANONYMOUS, -1))
 		features |= WPT_F_ASYNC;
-	if (try_memfd(pr, pr->page, 0))
-		features |= WPT_F_WP_SHMEM;
-	if (huge && try_memfd(pr, huge, MFD_HUGETLB))
-		features |= WPT_F_WP_HUGETLB;
+	features |= probe_kinds(pr, huge);
 	if (try_file(pr))
 		features |= WPT_F_WP_FILE;
-	if (try_thp(pr))
-		features |= WPT_F_WP_THP;
 	if (try_zap(pr))
 		features |= WPT_F_ZAP_REPORTED;
 	if (try_guard(pr))
 		features |= WPT_F_GUARD;
 	return features;
+}
+
+/* Backend sync; where it is the only one, the kinds of memory are what it can protect. */
+static uint32_t probe_sync(const struct prober *from, uint32_t features, uint64_t huge)
+{
+	struct prober pr = { .uffd = -1, .pagemap = from->pagemap, .page = from->page, .sync = true };
+	struct uffdio_api api = { .api = UFFD_API, .features = from->uffd_features & WPT_KERN_SYNC_FEATURES };
+	uint32_t found = 0;
+
+	if (!(features & WPT_F_UFFD) || !(from->uffd_features & UFFD_FEATURE_PAGEFAULT_FLAG_WP))
+		return 0;
+	pr.uffd = open_uffd(features & WPT_F_UFFD_KERNEL ? 0 : UFFD_USER_MODE_ONLY);
+	if (pr.uffd < 0)
+		return 0;
+	if (ioctl(pr.uffd, UFFDIO_API, &api) == 0 && try_map(&pr, pr.page, MAP_PRIVATE | MAP_ANONYMOUS, -1)) {
+		found = features & WPT_F_UFFD_KERNEL ? WPT_F_SYNC : 0;
+		if (!(features & WPT_F_ASYNC))
+			found |= probe_kinds(&pr, huge);
+	}
+	close(pr.uffd);
+	return found;
 }
 
 int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size, const char **differs)
@@ -362,6 +427,7 @@ int wpt_probe_kernel(uint32_t *features, uint64_t hugepage_size, const char **di
 		return -errno;
 	*features = probe_uffd(&pr);
 	*features |= probe_tracking(&pr, hugepage_size);
+	*features |= probe_sync(&pr, *features, hugepage_size);
 	*differs = NULL;
 	if (*features & WPT_F_ASYNC && pr.uffd_features & UFFD_FEATURE_WP_WRITTEN) {
 		*differs = wpt_probe_written();

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * A cursor over PAGEMAP_SCAN: half-open runs of pages whose categories match, of any length of memory, with a bounded buffer.
+ * A cursor over the state of pages: half-open runs of pages whose categories match, of any length of memory, with a bounded buffer. It asks
+ * PAGEMAP_SCAN, or reads /proc/PID/pagemap where the kernel has no such call.
  */
 #ifndef WPT_SCAN_H
 #define WPT_SCAN_H
@@ -25,25 +26,51 @@ extern const struct wpt_scan_match wpt_match_none;        /* neither page nor sw
  * full: the regions behind it would be reported again, out of order.
  */
 #define WPT_SCAN_REGIONS 512
+/* Of pagemap, by one read: what the kernel looks up at a time. */
+#define WPT_SCAN_ENTRIES 512
+
+/* How it is asked. */
+struct wpt_scan_how {
+	int pagemap;
+	/*
+	 * -1: write protection is asynchronous, and what matches is protected in the instant in which it is seen. Else the userfaultfd by which
+	 * runs are protected after they were seen and before they are delivered: what is delivered was written and must be copied afterwards.
+	 */
+	int uffd;
+	bool entries;       /* there is no PAGEMAP_SCAN: the categories are W, present, swapped and file only */
+};
+
+struct wpt_scan_memory {
+	struct wpt_page_region regions[WPT_SCAN_REGIONS];
+	uint64_t entries[WPT_SCAN_ENTRIES];
+};
 
 struct wpt_scan {
-	int pagemap;
+	struct wpt_scan_how how;
 	struct wpt_page_region *regions;
+	uint64_t *entries;
 	struct wpt_pm_scan_arg arg;
 	uint64_t end;
 	uint64_t slice;     /* bytes a call looks at, so that the target's mmap waits no longer than one; 0: no limit */
+	uint32_t unit;      /* the mapping's page size: huge pages are protected as a whole; 0: small */
+	/*
+	 * Synchronous: runs with no more than this between them are protected by one call. Only while nothing runs that could write there, and
+	 * where nothing is that a protection would leave a marker at.
+	 */
+	uint64_t bridge;
+	bool protect;
 	int nr, next;
 };
 
-int wpt_scan_open(struct wpt_scan *s, int pagemap);
+int wpt_scan_open(struct wpt_scan *s, const struct wpt_scan_how *how);
 void wpt_scan_close(struct wpt_scan *s);
-/* Instead of open and close, with the caller's memory for WPT_SCAN_REGIONS. */
-void wpt_scan_init(struct wpt_scan *s, int pagemap, struct wpt_page_region *regions);
+/* Instead of open and close, with the caller's memory. */
+void wpt_scan_init(struct wpt_scan *s, const struct wpt_scan_how *how, struct wpt_scan_memory *memory);
 
 /*
- * Starts over [start, end). With `protect` the matching pages are write-protected as they are reported, atomically for each page. The scan
- * always checks WP_ASYNC: -EPERM if any mapping in the range is not registered so; then, and after every other error with
- * `protect`, pages may have been protected and not reported.
+ * Starts over [start, end). With `protect` the matching pages are write-protected as they are reported, if that is asynchronous atomically for
+ * each page. Asynchronous scans check WP_ASYNC: -EPERM if any mapping in the range is not registered so; then, and after every other
+ * error with `protect`, pages may have been protected and not reported.
  */
 void wpt_scan_start(struct wpt_scan *s, uint64_t start, uint64_t end, const struct wpt_scan_match *match, bool protect);
 /* As start, without the check: of any mapping. */

@@ -10,8 +10,10 @@
  */
 #include "chain.h"
 #include "copy.h"
+#include "cow.h"
 #include "layer.h"
 #include "notes.h"
+#include "own.h"
 #include "store.h"
 #include "tracker.h"
 
@@ -61,6 +63,7 @@ struct take {
 	struct wpt_sink *sink;
 	struct wpt_layer_writer *layer;
 	struct wpt_copy copy;
+	struct wpt_cow cow;
 	struct wpt_identity identity;
 	struct wpt_layer_result result;
 	struct wpt_vec registers;
@@ -533,21 +536,31 @@ static int take_rounds(struct take *k)
 	return err;
 }
 
-/* The order within the pause is the design's: list, register, protect and collect, holes, bypasses, liveness; copy; liveness. */
-static int take_paused(struct take *k)
+/*
+ * The order within the pause is the design's: list, register, protect and collect, holes, bypasses, liveness; copy; liveness. `later`: what is
+ * dirty is left to be saved when the target runs again, where that can be. What a round staged goes its way then: it may be copied again, but not
+ * to its place while the target runs.
+ */
+static int take_paused(struct take *k, bool later)
 {
 	struct wpt_tracker *t = k->w->t;
 	uint64_t since;
 	int err;
 
 	stage(k);
+	if (later)
+		wpt_copy_unstage(&k->copy);
 	err = pause_target(k, &since);
 	if (err)
 		return err;
 	k->time_ns = realtime_ns();
+	if (later)
+		wpt_cow_settle(&k->cow);
 	err = wpt_tracker_look(t, WPT_LOOK_STOPPED | (k->soon ? WPT_LOOK_SOON : 0));
 	if (!err && k->w->all && !k->stats.nr_rounds)
 		err = wpt_tracker_all_unknown(t);
+	if (!err && later)
+		err = wpt_cow_plan(&k->cow, &k->copy);
 	k->copy.round = false;
 	k->copy.refuse = k->o.flags & WPT_TAKE_REFUSE;
 	if (!err)
@@ -558,8 +571,10 @@ static int take_paused(struct take *k)
 		err = wpt_target_alive(t->target);
 	if (!err && k->o.paused)
 		err = k->o.paused(k->o.arg);
+	if (!err && later)
+		wpt_cow_begin(&k->cow, &k->copy);
 	resume_target(k, since);
-	k->stats.pages_paused = k->copy.pages_dirty;
+	k->stats.pages_paused = k->copy.pages_dirty - WPT_MIN(k->copy.pages_dirty, k->cow.pages_later);
 	wpt_copy_unstage(&k->copy);
 	wpt_layer_hold(k->layer, false);
 	return err;
@@ -579,6 +594,38 @@ static int take_fuzzy(struct take *k)
 		err = wpt_copy_run(&k->copy);
 	if (!err)
 		err = wpt_target_alive(k->w->t->target);
+	return err;
+}
+
+static int take_cow(struct take *k)
+{
+	uint64_t pause;
+	bool lost = false;
+	int err;
+
+	err = wpt_cow_open(&k->cow, k->w->t, k->layer, k->w->o.staging_bytes);
+	if (!err)
+		err = take_paused(k, true);
+	if (!err)
+		err = wpt_cow_run(&k->cow, &lost);
+	k->stats.pages_cow_copied = k->cow.pages_copied;
+	k->stats.staging_waits = k->cow.staging_waits;
+	wpt_cow_close(&k->cow);
+	k->stats.pages_cow_faults = k->cow.counts.faults;
+	k->stats.cow_waits = k->cow.counts.waits;
+	wpt_tracker_reap(k->w->t);
+	if (err || !lost)
+		return err;
+	/* Whatever was taken is still: all of it is copied again, at one later instant, and the later copy counts. */
+	k->stats.cow_fallback = 1;
+	pause = k->stats.pause_ns;
+	k->soon = false;
+	k->copy.later = NULL;
+	k->cow.pages_later = 0;
+	err = wpt_layer_drain(k->layer);
+	if (!err)
+		err = take_paused(k, false);
+	k->stats.pause_ns += pause;
 	return err;
 }
 
@@ -718,7 +765,7 @@ static void fill_stats(struct take *k)
 	s->pages_compared = WPT_MAX(k->pages_compared, k->copy.pages_compared);
 	s->pages_dirty = WPT_MIN(s->pages_dirty + s->pages_compared, s->pages_tracked);
 	s->swapped_in = k->copy.swapped_in;
-	s->staging_waits = k->copy.staging_waits;
+	s->staging_waits += k->copy.staging_waits;
 	s->pages_stored = k->result.pages_stored;
 	s->pages_zero = k->result.pages_zero;
 	s->pages_unchanged = k->result.pages_unchanged;
@@ -740,13 +787,15 @@ static int take_options(struct take *k, const struct wpt_take_options *from)
 
 	if (err)
 		return err;
-	if (o->mode > WPT_MODE_FUZZY || o->flags & ~(uint32_t)(WPT_TAKE_REFUSE | WPT_TAKE_REGISTERS) || (o->nr_sections && !o->sections))
+	if (o->mode > WPT_MODE_COW || o->flags & ~(uint32_t)(WPT_TAKE_REFUSE | WPT_TAKE_REGISTERS) || (o->nr_sections && !o->sections))
+		return -EINVAL;
+	if (o->mode == WPT_MODE_COW && k->w->t->backend != WPT_BACKEND_SYNC)
 		return -EINVAL;
 	if (!o->max_rounds)
 		k->o.max_rounds = DEFAULT_ROUNDS;
 	if (!o->target_pause_us)
 		k->o.target_pause_us = DEFAULT_PAUSE_US;
-	if (self && o->mode == WPT_MODE_PAUSE && (!o->quiesce || !o->resume))
+	if (self && o->mode != WPT_MODE_FUZZY && (!o->quiesce || !o->resume))
 		return -EINVAL;
 	if (o->mode == WPT_MODE_FUZZY && (o->paused || o->flags))
 		return -EINVAL;
@@ -775,11 +824,16 @@ static int take_pages(struct take *k)
 		return err;
 	if (k->o.mode == WPT_MODE_FUZZY)
 		return take_fuzzy(k);
+	/* Of mode cow only a base has one: what is dirty is copied after the instant, not before and after. */
+	if (k->o.mode == WPT_MODE_COW && k->o.max_rounds != WPT_NO_ROUNDS)
+		k->o.max_rounds = k->w->all ? 1 : WPT_NO_ROUNDS;
 	if (k->o.max_rounds != WPT_NO_ROUNDS)
 		err = take_rounds(k);
 	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
 	wpt_tracker_reap(k->w->t);
-	return err ? err : take_paused(k);
+	if (err)
+		return err;
+	return k->o.mode == WPT_MODE_COW ? take_cow(k) : take_paused(k, false);
 }
 
 static int take_link(struct take *k)
@@ -816,7 +870,8 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		return err;
 	if (w->broken)
 		return w->broken;
-	k = calloc(1, sizeof(*k));
+	/* Not from the heap, which may be tracked: between a page's claim and its copy nothing of ours may fault. */
+	k = wpt_vm_alloc(sizeof(*k));
 	if (!k)
 		return -ENOMEM;
 	k->w = w;
@@ -830,6 +885,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		err = -ENODATA;
 	if (!err) {
 		pthread_mutex_lock(&w->t->lock);
+		wpt_own_enter();
 		err = take_link(k);
 		/* Its threads write to the ledger; they end before anything is taken back. */
 		wpt_layer_writer_close(k->layer);
@@ -839,6 +895,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		} else {
 			succeeded(k);
 		}
+		wpt_own_leave();
 		pthread_mutex_unlock(&w->t->lock);
 		if (err && w->o.dest == WPT_DEST_FD)
 			w->broken = err;
@@ -856,6 +913,6 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 	wpt_vec_free(&k->registers);
 	wpt_vec_free(&k->new_ranges);
 	wpt_vec_free(&k->new_notes);
-	free(k);
+	wpt_vm_free(k, sizeof(*k));
 	return err;
 }

@@ -14,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 
+#include "kern.h"
 #include "proc.h"
 #include "sys.h"
 
@@ -74,17 +75,33 @@ static int uffd_handshake(int fd, enum wpt_uffd uffd)
 		UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
 		UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
 	};
+	static const uint64_t sync_wishes[] = {
+		WPT_KERN_SYNC_FEATURES | UFFD_FEATURE_THREAD_ID,
+		UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_THREAD_ID,
+	};
 	struct uffdio_api api;
 	size_t i;
 
 	for (i = 0; i < WPT_ARRAY_SIZE(wishes); i++) {
 		memset(&api, 0, sizeof(api));
 		api.api = UFFD_API;
-		api.features = wishes[i] | (uffd == WPT_UFFD_WRITTEN ? UFFD_FEATURE_WP_WRITTEN : 0);
+		api.features = uffd == WPT_UFFD_SYNC ? sync_wishes[i] : wishes[i] | (uffd == WPT_UFFD_WRITTEN ? UFFD_FEATURE_WP_WRITTEN : 0);
 		if (!wpt_sys(SYS_ioctl, fd, UFFDIO_API, &api))
 			return 0;
 	}
 	return -WPT_E_UNSUPPORTED;
+}
+
+/* Whoever may open the device needs no other right. */
+static int uffd_of_device(void)
+{
+	int device = (int)wpt_sys(SYS_openat, AT_FDCWD, "/dev/userfaultfd", O_RDWR | O_CLOEXEC), fd;
+
+	if (device < 0)
+		return -EPERM;
+	fd = (int)wpt_sys(SYS_ioctl, device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+	wpt_fd_close(&device);
+	return fd < 0 ? -EPERM : fd;
 }
 
 static int uffd_self(enum wpt_uffd uffd)
@@ -93,9 +110,11 @@ static int uffd_self(enum wpt_uffd uffd)
 
 	if (uffd == WPT_UFFD_NONE)
 		return -WPT_E_UNSUPPORTED;
-	fd = (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	fd = uffd == WPT_UFFD_SYNC ? -EINVAL : (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (fd == -EINVAL)
 		fd = (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+	if (fd == -EPERM)
+		fd = uffd_of_device();
 	if (fd < 0)
 		return fd == -ENOSYS ? -WPT_E_UNSUPPORTED : fd;
 	rc = uffd_handshake(fd, uffd);
@@ -240,7 +259,7 @@ static int attach_uffd(struct wpt_target *t, enum wpt_uffd uffd, uint64_t deadli
 {
 	int rc;
 
-	t->uffd = wpt_target_inject(t, deadline);
+	t->uffd = wpt_target_inject(t, uffd == WPT_UFFD_SYNC, deadline);
 	if (t->uffd < 0)
 		return t->uffd;
 	rc = uffd_handshake(t->uffd, uffd);

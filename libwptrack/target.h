@@ -17,10 +17,11 @@ struct wpt_target;
 enum wpt_uffd {
 	WPT_UFFD_NONE = 0,    /* there is none: the target is only read */
 	WPT_UFFD_ASYNC = 1,   /* WP_ASYNC, WP_UNPOPULATED and what they need */
-	WPT_UFFD_WRITTEN = 2  /* WP_WRITTEN too */
+	WPT_UFFD_WRITTEN = 2, /* WP_WRITTEN too */
+	WPT_UFFD_SYNC = 3     /* faults are reported, those of system calls too: -EPERM where the target's user may not have that */
 };
 
-/* The own process. Opens pagemap, mem, a userfaultfd (user mode only suffices; one that can't be had is no error here). */
+/* The own process. Opens pagemap, mem, a userfaultfd (user mode only suffices but for SYNC; one that can't be had is no error here). */
 int wpt_target_self(struct wpt_target **out, enum wpt_uffd uffd, const struct wpt_log *log);
 
 /* Another process: DESIGN rules of attach. Without a userfaultfd nothing is injected. */

@@ -20,11 +20,11 @@ static int tracker_alloc(struct wpt_tracker **out, const struct wpt_tracker_opti
 	pthread_mutex_init(&t->lock, NULL);
 	t->log = (struct wpt_log){ o->log, o->log_arg };
 	t->flags = o->flags;
-	t->backend = o->backend == WPT_BACKEND_REPORTED ? WPT_BACKEND_REPORTED : WPT_BACKEND_ASYNC;
+	t->backend = o->backend;
 	t->files.elem_size = sizeof(struct wpt_file);
 	t->unknown.elem_size = sizeof(struct wpt_span);
 	t->pinned.elem_size = sizeof(struct wpt_piece);
-	t->scan.pagemap = -1;
+	t->how = (struct wpt_scan_how){ .pagemap = -1, .uffd = -1 };
 	err = wpt_ledger_open(&t->ledger);
 	if (!err)
 		err = wpt_ranges_open(&t->ranges);
@@ -44,7 +44,7 @@ static int options_check(struct wpt_tracker_options *o, const struct wpt_tracker
 
 	if (err)
 		return err;
-	if (o->backend > WPT_BACKEND_REPORTED || o->reserved ||
+	if (o->backend > WPT_BACKEND_SYNC || o->nr_fault_threads > WPT_FAULT_THREADS_MAX ||
 	    (o->flags & ~(uint32_t)(WPT_TRACK_ASSUME_SOLE_WRITER | WPT_TRACK_VERIFY_CONTENT)))
 		return -EINVAL;
 	return 0;
@@ -66,18 +66,51 @@ static void say_missing(struct wpt_tracker *t, uint32_t features)
 				 "asynchronous write protection (UFFD_FEATURE_WP_ASYNC) and PAGEMAP_SCAN");
 }
 
+static void say_missing_sync(struct wpt_tracker *t, uint32_t features)
+{
+	if (!(features & WPT_F_UFFD))
+		say_missing(t, features);
+	else if (!(features & WPT_F_UFFD_KERNEL))
+		wpt_logf(&t->log, WPT_LOG_ERROR,
+			 "backend sync needs a userfaultfd that handles faults of system calls: be root (CAP_SYS_PTRACE), "
+			 "set vm.unprivileged_userfaultfd=1, or get the right to open /dev/userfaultfd");
+	else
+		wpt_logf(&t->log, WPT_LOG_ERROR,
+			 "this kernel lacks write protection by userfaultfd that /proc/PID/pagemap shows; Linux has it since 5.13");
+}
+
+static void say_fallback(struct wpt_tracker *t, uint32_t features)
+{
+	wpt_logf(&t->log, WPT_LOG_INFO, "backend sync is used: this kernel lacks %s; threads of this process resolve the target's write faults",
+		 features & WPT_F_WP_ASYNC ? "PAGEMAP_SCAN" : "asynchronous write protection");
+}
+
+/* AUTO becomes what it is; the others are as they were asked for. */
+static void backend_choose(struct wpt_tracker *t, uint32_t features)
+{
+	if (t->backend != WPT_BACKEND_AUTO)
+		return;
+	t->backend = WPT_BACKEND_ASYNC;
+	if (features & WPT_F_ASYNC || !(features & WPT_F_SYNC))
+		return;
+	t->backend = WPT_BACKEND_SYNC;
+	say_fallback(t, features);
+}
+
 /* What the backend needs is there, or -WPT_E_UNSUPPORTED. *uffd: what to ask the kernel for. */
 static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd *uffd)
 {
 	const char *differs;
-	uint32_t features;
+	uint32_t features, missing;
 	int err = wpt_probe_kernel(&features, 0, &differs);
 
 	if (err)
 		return err;
+	backend_choose(t, features);
 	t->guard_known = features & WPT_F_GUARD;
 	t->zap_reported = features & WPT_F_ZAP_REPORTED;
-	*uffd = t->backend == WPT_BACKEND_ASYNC ? WPT_UFFD_ASYNC : WPT_UFFD_NONE;
+	t->how.entries = t->backend == WPT_BACKEND_SYNC && (way == WPT_WAY_ENTRIES || !(features & WPT_F_PAGEMAP_SCAN));
+	*uffd = t->backend == WPT_BACKEND_ASYNC ? WPT_UFFD_ASYNC : t->backend == WPT_BACKEND_SYNC ? WPT_UFFD_SYNC : WPT_UFFD_NONE;
 	if (*uffd == WPT_UFFD_ASYNC && way != WPT_WAY_COMPENSATED) {
 		t->exact = way == WPT_WAY_EXACT || features & WPT_F_WP_WRITTEN;
 		if (features & WPT_F_WP_WRITTEN || (t->exact && differs))
@@ -87,11 +120,29 @@ static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd 
 	}
 	if (differs)
 		wpt_logf(&t->log, WPT_LOG_WARNING, "this kernel's WP_WRITTEN is not used: %s", differs);
-	if (t->backend == WPT_BACKEND_ASYNC && !(features & WPT_F_ASYNC)) {
+	missing = (t->backend == WPT_BACKEND_ASYNC ? WPT_F_ASYNC : t->backend == WPT_BACKEND_SYNC ? WPT_F_SYNC : 0) & ~features;
+	if (missing & WPT_F_ASYNC)
 		say_missing(t, features);
-		return features & WPT_F_UFFD ? -WPT_E_UNSUPPORTED : -EPERM;
+	else if (missing)
+		say_missing_sync(t, features);
+	else
+		return 0;
+	return !(features & WPT_F_UFFD) || (missing & WPT_F_SYNC && !(features & WPT_F_UFFD_KERNEL)) ? -EPERM : -WPT_E_UNSUPPORTED;
+}
+
+/* Descriptors and threads, when the target is there. */
+static int tracker_prepare(struct wpt_tracker *t, const struct wpt_tracker_options *o)
+{
+	int uffd = wpt_target_uffd(t->target), err = 0;
+
+	if (t->backend != WPT_BACKEND_REPORTED && uffd < 0)
+		return uffd == -EPERM || uffd == -EMFILE || uffd == -ENFILE || uffd == -ENOMEM ? uffd : -WPT_E_UNSUPPORTED;
+	t->how.pagemap = wpt_target_pagemap(t->target);
+	if (t->backend == WPT_BACKEND_SYNC) {
+		t->how.uffd = uffd;
+		err = wpt_faults_open(&t->faults, t->target, o->nr_fault_threads ? o->nr_fault_threads : 2);
 	}
-	return 0;
+	return err ? err : wpt_scan_open(&t->scan, &t->how);
 }
 
 int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options, enum wpt_way way)
@@ -111,10 +162,8 @@ int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_trac
 		err = wpt_target_self(&t->target, uffd, &t->log);
 	else if (!err)
 		err = wpt_target_attach(&t->target, pid, o.stop_timeout_ms ? o.stop_timeout_ms : 100, uffd, &t->log);
-	if (!err && t->backend == WPT_BACKEND_ASYNC && wpt_target_uffd(t->target) < 0)
-		err = -WPT_E_UNSUPPORTED;
 	if (!err)
-		err = wpt_scan_open(&t->scan, wpt_target_pagemap(t->target));
+		err = tracker_prepare(t, &o);
 	if (err) {
 		wpt_tracker_close(t);
 		return err;
@@ -145,6 +194,8 @@ void wpt_tracker_close(struct wpt_tracker *t)
 		return;
 	if (t->target && wpt_tracker_check(t) == 0)
 		wpt_tracker_disarm(t, 0, UINT64_MAX);
+	/* Faults are resolved until nothing is protected; what a lost plan left is released with the descriptor, right after. */
+	wpt_faults_close(t->faults);
 	wpt_scan_close(&t->scan);
 	for (i = 0; i < t->files.count; i++)
 		if (wpt_vec_at(&t->files, struct wpt_file, i)->fd >= 0)
@@ -186,7 +237,7 @@ int wpt_tracker_info(struct wpt_tracker *t, struct wpt_tracker_info *info)
 			found.bytes_tracked += a->end - a->start;
 		}
 	}
-	found.memory_bytes = sizeof(*t) + wpt_ledger_memory(t->ledger) + t->plan->areas.bytes + t->plan->text.bytes +
+	found.memory_bytes = sizeof(*t) + wpt_ledger_memory(t->ledger) + wpt_faults_memory(t->faults) + t->plan->areas.bytes + t->plan->text.bytes +
 			     t->files.bytes + t->maps.maps.bytes + t->maps.text.bytes;
 	pthread_mutex_unlock(&t->lock);
 	return wpt_info_copy(info, &found, sizeof(found), sizeof(found));
@@ -412,6 +463,8 @@ static const struct wpt_scan_match *match_of(const struct scan_call *c, const st
 		return &wpt_match_written;
 	if (a->kind == WPT_KIND_ANON)
 		return c->rearm ? &wpt_match_dirty : &written;
+	if (a->sparse)
+		return wpt_area_written(a);
 	if (a->kind == WPT_KIND_FILE_PRIVATE && c->rearm)
 		return &wpt_match_private_file;
 	return is_huge(a) ? &hugetlb : &wpt_match_written;
@@ -424,6 +477,7 @@ static int scan_written(struct scan_call *c, const struct wpt_area *a, uint64_t 
 	uint64_t at = start;
 	int got = 0, err = 0;
 
+	c->scan.unit = is_huge(a) ? a->page_size : 0;
 	if (cowed)
 		err = wpt_tracker_uncowed(c->t, &c->nowhere, start, end, c->rearm);
 	wpt_scan_start(&c->scan, start, end, match_of(c, a), c->rearm);
@@ -439,6 +493,9 @@ static int scan_written(struct scan_call *c, const struct wpt_area *a, uint64_t 
 		if (c->result && !c->rearm)
 			return 0;
 	}
+	/* Before the pages between: what it finds to have changed meanwhile is among those. */
+	if (!err && got == 0 && a->sparse && c->rearm)
+		err = wpt_tracker_learn_cowed(c->t, &c->nowhere, start, end);
 	if (!err && got == 0)
 		err = scan_unwritten(c, a, at, end);
 	return err ? err : got;
@@ -507,7 +564,7 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 		     int (*each)(void *arg, const struct wpt_run *run), void *arg)
 {
 	/* Not from the heap: for a small range that would cost more than the scan. */
-	struct wpt_page_region regions[WPT_SCAN_REGIONS], nowhere[WPT_SCAN_REGIONS];
+	struct wpt_scan_memory scan, nowhere;
 	struct scan_call c = { .t = t, .rearm = flags & WPT_SCAN_REARM, .each = each, .arg = arg };
 	const struct wpt_range_set *set;
 	const struct wpt_plan *plan;
@@ -518,8 +575,8 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 		err = -EINVAL;
 	if (err)
 		return err;
-	wpt_scan_init(&c.scan, wpt_target_pagemap(t->target), regions);
-	wpt_scan_init(&c.nowhere, wpt_target_pagemap(t->target), nowhere);
+	wpt_scan_init(&c.scan, &t->how, &scan);
+	wpt_scan_init(&c.nowhere, &t->how, &nowhere);
 	c.scan.slice = c.nowhere.slice = (uint64_t)1 << 30;
 	if (c.rearm)
 		pthread_mutex_lock(&t->lock);

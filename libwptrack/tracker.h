@@ -13,6 +13,7 @@
 #include <pthread.h>
 
 #include "base.h"
+#include "fault.h"
 #include "ledger.h"
 #include "ranges.h"
 #include "scan.h"
@@ -32,6 +33,8 @@ struct wpt_area {
 	bool backed;           /* by a file or shared memory; what is not populated is not zero */
 	bool private_file;     /* content of pages that are not COWed is the file's */
 	bool exact;            /* what is written is what is dirty: see wpt_tracker_start() */
+	bool untracked;        /* can't be protected: compared by content at every link */
+	bool sparse;           /* private file memory without markers (backend sync): what is nowhere is not protected */
 	bool dense;            /* anonymous, and nearly all of it is populated: markers in the rest cost no page tables */
 	bool told;             /* the look told, beside what is written, what is gone; nothing else need be looked at */
 	bool swapped;          /* some of what is written was in swap */
@@ -72,7 +75,8 @@ struct wpt_span {
 enum wpt_way {
 	WPT_WAY_PROBED,        /* EXACT where the kernel has WP_WRITTEN, else COMPENSATED */
 	WPT_WAY_COMPENSATED,   /* what a stock kernel does not report is found by looking at more than what is written */
-	WPT_WAY_EXACT          /* no compensation, whatever the kernel; only with WP_WRITTEN is nothing lost */
+	WPT_WAY_EXACT,         /* no compensation, whatever the kernel; only with WP_WRITTEN is nothing lost */
+	WPT_WAY_ENTRIES        /* as COMPENSATED, and PAGEMAP_SCAN is not used; backend sync only */
 };
 
 struct wpt_tracker {
@@ -86,7 +90,9 @@ struct wpt_tracker {
 	struct wpt_vec unknown;    /* struct wpt_span, ascending, apart: kept until a link that compared them is durable */
 	struct wpt_vec pinned;     /* struct wpt_piece: always dirty */
 	struct wpt_maps maps;
+	struct wpt_scan_how how;
 	struct wpt_scan scan;
+	struct wpt_faults *faults; /* backend sync */
 	struct wpt_log log;
 	uint32_t backend;
 	uint32_t flags;
@@ -152,6 +158,15 @@ int wpt_tracker_note_cowed(struct wpt_tracker *t, const struct wpt_page_region *
  * lock only, because without it a look may know better by now.
  */
 int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget);
+
+/*
+ * Backend sync, where protecting is not of the same instant as looking: which populated pages of a private file mapping are COWed, after some of
+ * [start, end) was protected. What can't be told from a marker is taken for COWed, if it is dirty.
+ */
+int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end);
+
+/* What was written of an area whose other pages are not asked for. */
+const struct wpt_scan_match *wpt_area_written(const struct wpt_area *a);
 
 /* The first part of [from, end) that must be compared: its start (end if there is none) and its end in *run_end. */
 uint64_t wpt_tracker_next_unknown(const struct wpt_tracker *t, uint64_t from, uint64_t end, uint64_t *run_end);

@@ -172,6 +172,24 @@ same_range()
 	same_as_folder all
 }
 
+@test "--mode cow and --backend sync hold the same, and say so" {
+	"$WPSNAP" probe --json | grep -q '"sync":true' || skip "needs root, or a userfaultfd for the target's user that handles faults of system calls"
+	target_start
+	tell fill 6
+	try "$WPSNAP" save "$TARGET" -o s.wps --mode cow --json
+	exits 0
+	says '"pages_torn":0,' out
+	says '"cow_fallback":0' out
+	"$WPSNAP" info --json s.wps >info
+	says '"mode":"cow"' info
+	"$WPSNAP" restore s.wps -o all
+	same_as_folder all
+	try "$WPSNAP" save "$TARGET" -o t.wps --backend sync --json
+	exits 0
+	"$WPSNAP" restore t.wps -o again
+	same_as_folder again
+}
+
 @test "levels and threads change the size or nothing, never the content" {
 	target_start
 	tell same 0 128

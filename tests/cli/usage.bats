@@ -40,7 +40,7 @@ refused()
 		for c in $COMMANDS; do
 			grep -qE "^  $c " out
 		done
-		lacks 'copy|prune|heatmap|qemu|cow|://' out
+		lacks 'prune|heatmap|qemu|://' out
 	done
 }
 
@@ -51,7 +51,7 @@ refused()
 			exits 0
 			says "usage: wpsnap $c" out
 			[ ! -s err ]
-			lacks 'cow|URL' out
+			lacks 'URL' out
 		done
 	done
 }
@@ -182,9 +182,10 @@ refused()
 	done
 }
 
-@test "modes: cow says that it is not there yet, others are refused" {
-	refused 'not supported yet by this version' save 1 -o f --mode cow
-	refused 'takes pause or fuzzy' save 1 -o f --mode quick
+@test "modes and backends that are none are refused" {
+	refused '--backend takes auto, async or sync' save 1 -o f --backend fast
+	refused '--mode cow needs --backend sync' save 1 -o f --mode cow --backend async
+	refused 'takes pause, cow or fuzzy' save 1 -o f --mode quick
 	refused '--registers needs --mode pause' save 1 -o f --mode fuzzy --registers
 	refused 'exclude each other' save 1 -o f --verify-content --assume-sole-writer
 }
@@ -248,7 +249,7 @@ refused()
 		[ "$(cat out)" = "$1" ] || { cat out; return 1; }
 	}
 	complete_is 'restore' wpsnap re
-	complete_is 'pause fuzzy' wpsnap save --mode ''
+	complete_is 'pause cow fuzzy' wpsnap save --mode ''
 	complete_is "$$" wpsnap save $$
 }
 

@@ -109,6 +109,21 @@ plant "a memfd's time of change is not asked" bypass.c \
 plant 'pinned buffers are not looked for' bypass.c \
 	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
 	bypass_test '' 'io_uring_fixed_buffers'
+plant 'sync: a run that was reported is not protected' scan.c \
+	's/(static int protect_runs\(.*?for \(i = 0; i < s->nr && !err;\) \{\n)/$1\t\tstatic unsigned int nr;\n\t\tif (++nr % 50 == 0) {\n\t\t\ti++;\n\t\t\tcontinue;\n\t\t}\n/s' \
+	sync_test '' 'FAILED'
+plant 'sync: a page that was not reported is protected too' scan.c \
+	's/s->regions\[i\]\.start - end <= s->bridge/s->regions[i].start - end <= (64 << 12)/' \
+	torture_test sync-anon "$wrong"
+plant 'cow: a write goes through before its page is saved' fault.c \
+	's/(\ts->addr = page;\n\ts->next = NULL;\n)/$1\tresolve(f, page);\n/; s/&& wpt_faults_intact\(f, a, page\)//' \
+	cow_test 'writers*' 'VIOLATED'
+plant 'cow: a page is left to be saved that is not protected' cow.c \
+	's/(\treturn wpt_ledger_pend\()/\twpt_kern_unprotect(k->t->how.uffd, *from, *from + WPT_PAGE);\n$1/; s/(static bool is_intact\(.*?\n\{\n.*?\n\n)/$1\treturn true;\n/s' \
+	cow_test 'writers*' 'VIOLATED'
+plant 'cow: what is given back while it is copied is not noticed' cow.c \
+	's/(static bool is_intact\(.*?\n\{\n.*?\n\n)/$1\treturn true;\n/s' \
+	cow_test 'memory_that_is_given*' 'VIOLATED'
 plant 'rounds: a page that is staged is not copied again' copy.c \
 	's/memcpy\(slot_at\(c, c->again_slots\[i\]\), data, WPT_PAGE\);/;/' \
 	rounds_test '' "$wrong"

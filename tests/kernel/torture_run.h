@@ -18,6 +18,8 @@ struct run {
 	uint32_t kinds[MAX_AREAS];
 	unsigned nr_kinds;
 	unsigned steps_factor;  /* how many kinds' worth of steps, 0: 1 */
+	const char *backend;    /* as WPT_TORTURE_BACKEND; NULL: what that says */
+	uint32_t mode;          /* of the links that are compared */
 };
 
 /* What every run of this program is given. */
@@ -51,6 +53,7 @@ struct session {
 	unsigned links;
 	uint64_t rng;
 	uint64_t dirty, compared, stored, tracked, pause_ns, rounds;
+	uint64_t cow_faults, cow_copied, cow_waits, cow_fallback;
 };
 
 static void say_library(void *arg, enum wpt_log_level level, const char *message)
@@ -305,7 +308,7 @@ static int take_try(struct session *s, struct wpt_take_options *o, struct wpt_ta
 {
 	int r, tries = 0;
 
-	if (!s->run->attached && o->mode == WPT_MODE_PAUSE) {
+	if (!s->run->attached && o->mode != WPT_MODE_FUZZY) {
 		o->quiesce = quiesce;
 		o->resume = resume;
 	}
@@ -330,7 +333,7 @@ static void log_link(struct session *s, uint32_t op, bool begin)
 static int take_others(struct session *s)
 {
 	struct wpt_take_options fuzzy = { .size = sizeof(fuzzy), .mode = WPT_MODE_FUZZY };
-	struct wpt_take_options failed = { .size = sizeof(failed), .paused = refuse, .arg = s };
+	struct wpt_take_options failed = { .size = sizeof(failed), .mode = s->run->mode, .paused = refuse, .arg = s };
 	int r = 0;
 
 	if (rng_below(&s->rng, 4) == 0) {
@@ -352,7 +355,7 @@ static int take_others(struct session *s)
 
 static int take_link(struct session *s)
 {
-	struct wpt_take_options o = { .size = sizeof(o), .mode = WPT_MODE_PAUSE, .paused = paused, .arg = s };
+	struct wpt_take_options o = { .size = sizeof(o), .mode = s->run->mode, .paused = paused, .arg = s };
 	struct wpt_take_stats stats = { .size = sizeof(stats) };
 	struct wpt_chain *chain;
 	int r = take_others(s);
@@ -373,6 +376,10 @@ static int take_link(struct session *s)
 		s->stored += stats.pages_stored;
 		s->tracked += stats.pages_tracked;
 		s->pause_ns += stats.pause_ns;
+		s->cow_faults += stats.pages_cow_faults;
+		s->cow_copied += stats.pages_cow_copied;
+		s->cow_waits += stats.cow_waits;
+		s->cow_fallback += stats.cow_fallback;
 		s->rounds += stats.nr_rounds;
 	}
 	if (open_link(s, stats.sequence, &chain))
@@ -549,6 +556,9 @@ static void say_figures(struct session *s)
 	       s->run->name, s->links, (uint64_t)atomic_load(&s->ctl->steps), s->check.pages_checked,
 	       s->tracked ? 100.0 * (double)s->dirty / (double)s->tracked : 0,
 	       s->tracked ? 100.0 * (double)s->compared / (double)s->tracked : 0, s->links > 1 ? s->pause_ns / 1000 / (s->links - 1) : 0, s->rounds);
+	if (s->run->mode == WPT_MODE_COW)
+		printf("# %s: saved by faults %" PRIu64 ", in the background %" PRIu64 "; waited for memory %" PRIu64
+		       ", completed by a pause %" PRIu64 "\n", s->run->name, s->cow_faults, s->cow_copied, s->cow_waits, s->cow_fallback);
 	if (!getenv("WPT_VERBOSE"))
 		return;
 	printf("#  ");

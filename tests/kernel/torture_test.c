@@ -20,12 +20,14 @@ static bool kinds_need_huge(const struct run *run)
 	return false;
 }
 
+/* Of a run with its own backend, that one. On a kernel that has only backend sync, the others are tested by those that ask for it. */
 static void need_async(void)
 {
 	struct wpt_probe p = { .size = sizeof(p) };
+	bool sync = way_backend || getenv("WPT_TORTURE_BACKEND");
 
 	assert_int_equal(wpt_probe(&p), 0);
-	if (!(p.features & WPT_F_ASYNC)) {
+	if (!(p.features & (sync && way_is_sync() ? WPT_F_SYNC : WPT_F_ASYNC))) {
 		print_message("# skip: this kernel or this user has no asynchronous userfaultfd write protection with PAGEMAP_SCAN\n");
 		skip();
 	}
@@ -35,6 +37,7 @@ static void torture_case(void **state)
 {
 	const struct run *run = *state;
 
+	way_backend = run->backend;
 	need_async();
 	if (kinds_need_huge(run) && !have_hugepages(18)) {
 		print_message("# skip: needs 18 free huge pages of 2 MiB: echo 64 > /proc/sys/vm/nr_hugepages\n");
@@ -46,6 +49,7 @@ static void torture_case(void **state)
 static void fuzzy_case(void **state)
 {
 	(void)state;
+	way_backend = NULL;
 	need_async();
 	assert_int_equal(fuzzy(), 0);
 }
@@ -54,6 +58,7 @@ static void scan_case(void **state)
 {
 	const uint32_t *kind = *state;
 
+	way_backend = NULL;
 	need_async();
 	if (area_descs[*kind].unit == HUGE && !way_is_exact()) {
 		print_message("# skip: a huge page that was given back and read again is seen with wp_written, the marker patch\n");
@@ -71,11 +76,18 @@ static void scan_case(void **state)
  * would else be compared by content, and nothing be tested. The last two runs don't say it.
  */
 #define FLAGS(verify_) ((verify_) ? WPT_TRACK_VERIFY_CONTENT : WPT_TRACK_ASSUME_SOLE_WRITER)
-#define ONE(kind_, name_, verify_)                                                                      \
-	{ .name = name_, .nr_kinds = 1, .kinds = { kind_ }, .track_flags = FLAGS(verify_) },            \
+#define ONE(kind_, name_, verify_, ...)                                                                      \
+	{ .name = name_, .nr_kinds = 1, .kinds = { kind_ }, .track_flags = FLAGS(verify_), __VA_ARGS__ }, \
 	{                                                                                               \
 		.name = name_ "-attached", .attached = true, .nr_kinds = 1, .kinds = { kind_ },         \
-		.track_flags = FLAGS(verify_)                                                           \
+		.track_flags = FLAGS(verify_), __VA_ARGS__                                              \
+	}
+
+/* The own process or another, since each of these takes its time. */
+#define OTHER(kind_, name_, attached_, ...)                                                             \
+	{                                                                                               \
+		.name = name_, .attached = attached_, .nr_kinds = 1, .kinds = { kind_ },                \
+		.track_flags = WPT_TRACK_ASSUME_SOLE_WRITER, __VA_ARGS__                                \
 	}
 
 static struct run runs[] = {
@@ -98,6 +110,30 @@ static struct run runs[] = {
 	{ .name = "mixed", .nr_kinds = 7, .steps_factor = 2, .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS,
 	  AREA_FILE, AREA_FILE_PRIVATE } },
 	{ .name = "everything-attached", .attached = true, .all = true, .nr_kinds = 9, .steps_factor = 3,
+	  .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS, AREA_FILE, AREA_FILE_PRIVATE, AREA_SHARED_ANON,
+		     AREA_BRK } },
+	ONE(AREA_ANON, "sync-anon", 0, .backend = "sync"),
+	OTHER(AREA_MEMFD, "sync-memfd", true, .backend = "entries"),
+	OTHER(AREA_MEMFD_PRIVATE, "sync-memfd-private", false, .backend = "sync"),
+	OTHER(AREA_HUGE_PRIVATE, "sync-hugetlb-private", true, .backend = "entries"),
+	OTHER(AREA_HUGE_SHARED, "sync-hugetlb-shared", false, .backend = "sync"),
+	{ .name = "sync-mixed", .nr_kinds = 7, .steps_factor = 2, .backend = "entries", .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD,
+	  AREA_MEMFD_PRIVATE, AREA_TMPFS, AREA_FILE, AREA_FILE_PRIVATE } },
+	ONE(AREA_ANON, "cow-anon", 0, .backend = "sync", .mode = WPT_MODE_COW),
+	ONE(AREA_MEMFD, "cow-memfd", 0, .backend = "sync", .mode = WPT_MODE_COW),
+	OTHER(AREA_THP, "cow-thp", true, .backend = "entries", .mode = WPT_MODE_COW),
+	OTHER(AREA_MEMFD_PRIVATE, "cow-memfd-private", true, .backend = "entries", .mode = WPT_MODE_COW),
+	OTHER(AREA_TMPFS, "cow-tmpfs", false, .backend = "sync", .mode = WPT_MODE_COW),
+	OTHER(AREA_FILE_PRIVATE, "cow-file-private", true, .backend = "sync", .mode = WPT_MODE_COW),
+	OTHER(AREA_HUGE_PRIVATE, "cow-hugetlb-private", false, .backend = "sync", .mode = WPT_MODE_COW),
+	OTHER(AREA_HUGE_SHARED, "cow-hugetlb-shared", true, .backend = "sync", .mode = WPT_MODE_COW),
+	OTHER(AREA_BRK, "cow-brk", true, .backend = "entries", .mode = WPT_MODE_COW),
+	{ .name = "cow-mixed", .nr_kinds = 7, .steps_factor = 2, .backend = "sync", .mode = WPT_MODE_COW, .kinds = { AREA_ANON, AREA_THP,
+	  AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS, AREA_FILE, AREA_FILE_PRIVATE } },
+	{ .name = "cow-everything-attached", .attached = true, .all = true, .nr_kinds = 9, .steps_factor = 3, .backend = "sync",
+	  .mode = WPT_MODE_COW, .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS, AREA_FILE, AREA_FILE_PRIVATE,
+		     AREA_SHARED_ANON, AREA_BRK } },
+	{ .name = "sync-everything-attached", .attached = true, .all = true, .nr_kinds = 9, .steps_factor = 3, .backend = "sync",
 	  .kinds = { AREA_ANON, AREA_THP, AREA_MEMFD, AREA_MEMFD_PRIVATE, AREA_TMPFS, AREA_FILE, AREA_FILE_PRIVATE, AREA_SHARED_ANON,
 		     AREA_BRK } },
 };

@@ -272,12 +272,37 @@ static void no_mark_of_another_thread_is_lost(void **state)
 	wpt_ledger_close(l);
 }
 
+static void pending_pages_are_claimed_run_by_run(void **state)
+{
+	struct wpt_ledger *l = NULL;
+	uint64_t run_end;
+
+	(void)state;
+	assert_int_equal(wpt_ledger_open(&l), 0);
+	assert_int_equal(wpt_ledger_next_pending(l, 0, UINT64_MAX, &run_end), UINT64_MAX);
+	/* Over the end of a chunk. */
+	assert_int_equal(wpt_ledger_pend(l, 500 * WPT_PAGE, 530 * WPT_PAGE), 0);
+	assert_int_equal(wpt_ledger_next_pending(l, 0, UINT64_MAX, &run_end), 500 * WPT_PAGE);
+	assert_int_equal(run_end, 530 * WPT_PAGE);
+	wpt_ledger_unpend(l, 510 * WPT_PAGE, 511 * WPT_PAGE);
+	assert_int_equal(wpt_ledger_next_pending(l, 505 * WPT_PAGE, 600 * WPT_PAGE, &run_end), 505 * WPT_PAGE);
+	assert_int_equal(run_end, 510 * WPT_PAGE);
+	assert_int_equal(wpt_ledger_next_pending(l, run_end, 600 * WPT_PAGE, &run_end), 511 * WPT_PAGE);
+	/* They are neither dirty nor taken, and no rollback brings them back. */
+	wpt_ledger_rollback(l);
+	assert_int_equal(wpt_ledger_next_dirty(l, 0, UINT64_MAX, &run_end), UINT64_MAX);
+	wpt_ledger_unpend(l, 0, UINT64_MAX);
+	assert_int_equal(wpt_ledger_next_pending(l, 0, UINT64_MAX, &run_end), UINT64_MAX);
+	wpt_ledger_close(l);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(agrees_with_a_model),
 		cmocka_unit_test(walking_a_sparse_tebibyte_is_quick_and_takes_no_memory),
 		cmocka_unit_test(no_mark_of_another_thread_is_lost),
+		cmocka_unit_test(pending_pages_are_claimed_run_by_run),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,9 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-#define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|fuzzy] [--level N] [--threads N]\n" \
-	"           [--verify-content] [--assume-sole-writer] [--staging SIZE] [--refuse]\n" \
-	"           [--rounds N] [--target-pause TIME] [--stop-timeout TIME]\n" \
+#define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|cow|fuzzy] [--backend auto|async|sync]\n" \
+	"           [--level N] [--threads N] [--verify-content] [--assume-sole-writer] [--staging SIZE]\n" \
+	"           [--refuse] [--rounds N] [--target-pause TIME] [--stop-timeout TIME]\n" \
 	"           [--registers] [--cmdline] [-q] [--json]"
 
 static const struct command commands[] = {

@@ -75,9 +75,22 @@ static int set_mode(struct opts *o, const char *value)
 	else if (strcmp(value, "fuzzy") == 0)
 		o->mode = WPT_MODE_FUZZY;
 	else if (strcmp(value, "cow") == 0)
-		return usage_error(o->cmd, "--mode cow is not supported yet by this version; use pause or fuzzy");
+		o->mode = WPT_MODE_COW;
 	else
-		return usage_error(o->cmd, "--mode takes pause or fuzzy, not '%s'", value);
+		return usage_error(o->cmd, "--mode takes pause, cow or fuzzy, not '%s'", value);
+	return EXIT_OK;
+}
+
+static int set_backend(struct opts *o, const char *value)
+{
+	if (strcmp(value, "auto") == 0)
+		o->backend = WPT_BACKEND_AUTO;
+	else if (strcmp(value, "async") == 0)
+		o->backend = WPT_BACKEND_ASYNC;
+	else if (strcmp(value, "sync") == 0)
+		o->backend = WPT_BACKEND_SYNC;
+	else
+		return usage_error(o->cmd, "--backend takes auto, async or sync, not '%s'", value);
 	return EXIT_OK;
 }
 
@@ -164,7 +177,8 @@ static const struct option_def options[] = {
 	{ "count", 0, "N", CMD_WATCH | CMD_RUN, "end after N links, the base and failed attempts included", set_count, 0 },
 	{ "new", 0, NULL, CMD_WATCH | CMD_RUN, "start a new chain beside another target's", FLAG(new_chain) },
 	{ "range", 0, "SPEC", CMD_TAKE | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
-	{ "mode", 0, "MODE", CMD_TAKE, "pause (default): one instant of all memory; fuzzy: no pause", set_mode, 0 },
+	{ "mode", 0, "MODE", CMD_TAKE, "pause (default) or cow: one instant of all memory; fuzzy: no pause", set_mode, 0 },
+	{ "backend", 0, "BACKEND", CMD_TAKE, "async: the kernel notes writes; sync: wpsnap resolves them; auto: what there is", set_backend, 0 },
 	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19, or auto; 1 by default", set_level, 0 },
 	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE, "threads that (un)compress; by default one for each CPU", set_threads, 0 },
 	{ "verify-content", 0, NULL, CMD_TAKE, "compare mappings of files by content at every link", FLAG(verify_content) },
@@ -297,8 +311,10 @@ static int check(const struct opts *o)
 		return usage_error(cmd, "'%s' is one argument too many", o->args[cmd->max_args]);
 	if (cmd->needs_output && !o->output)
 		return usage_error(cmd, "-o is missing: it says where to write");
-	if (o->registers && o->mode != WPT_MODE_PAUSE)
+	if (o->registers && o->mode == WPT_MODE_FUZZY)
 		return usage_error(cmd, "--registers needs --mode pause: threads that run have no registers to read");
+	if (o->mode == WPT_MODE_COW && o->backend == WPT_BACKEND_ASYNC)
+		return usage_error(cmd, "--mode cow needs --backend sync: each page is copied before its first write goes through");
 	if (o->verify_content && o->sole_writer)
 		return usage_error(cmd, "--verify-content and --assume-sole-writer exclude each other");
 	if (o->output && strcmp(o->output, "-") == 0) {

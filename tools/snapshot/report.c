@@ -208,6 +208,8 @@ const char *reason_name(uint32_t reason)
 		return "pinned";
 	case WPT_REASON_VERIFY:
 		return "verify";
+	case WPT_REASON_UNTRACKED:
+		return "untracked";
 	}
 	return "unknown";
 }
@@ -233,8 +235,25 @@ const char *reason_text(uint32_t reason)
 		return "the kernel or a device may write to it without a fault";
 	case WPT_REASON_VERIFY:
 		return "asked for by --verify-content";
+	case WPT_REASON_UNTRACKED:
+		return "the backend sync can't write-protect this kind of memory";
 	}
 	return "for a reason that this version does not know";
+}
+
+const char *backend_name(uint32_t backend)
+{
+	switch ((enum wpt_backend)backend) {
+	case WPT_BACKEND_AUTO:
+		return "auto";
+	case WPT_BACKEND_ASYNC:
+		return "async";
+	case WPT_BACKEND_REPORTED:
+		return "reported";
+	case WPT_BACKEND_SYNC:
+		return "sync";
+	}
+	return "unknown";
 }
 
 const char *mode_name(uint32_t mode)
@@ -244,6 +263,8 @@ const char *mode_name(uint32_t mode)
 		return "pause";
 	case WPT_MODE_FUZZY:
 		return "fuzzy";
+	case WPT_MODE_COW:
+		return "cow";
 	}
 	return "unknown";
 }

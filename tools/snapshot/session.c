@@ -203,6 +203,7 @@ int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t de
 		to.flags |= WPT_TRACK_VERIFY_CONTENT;
 	if (o->sole_writer)
 		to.flags |= WPT_TRACK_ASSUME_SOLE_WRITER;
+	to.backend = o->mode == WPT_MODE_COW ? WPT_BACKEND_SYNC : o->backend;
 	to.log = on_log;
 	to.log_arg = s;
 	do
@@ -256,6 +257,12 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 	json_u64(f, "total_ns", st->total_ns);
 	json_i64(f, "level", st->level);
 	json_u64(f, "skipped", st->nr_skipped);
+	if (s->o->mode == WPT_MODE_COW) {
+		json_u64(f, "cow_faults", st->pages_cow_faults);
+		json_u64(f, "cow_copied", st->pages_cow_copied);
+		json_u64(f, "cow_waits", st->cow_waits);
+		json_u64(f, "cow_fallback", st->cow_fallback);
+	}
 	json_end(f);
 }
 
@@ -363,7 +370,7 @@ void session_ready(struct session *s)
 		json_begin(s->out, "ready");
 		json_i64(s->out, "pid", s->pid);
 		json_str(s->out, "backend",
-			 !wpt_tracker_info(s->tracker, &info) && info.backend == WPT_BACKEND_ASYNC ? "async" : "unknown");
+			 wpt_tracker_info(s->tracker, &info) ? "unknown" : backend_name(info.backend));
 		json_end(s->out);
 	} else if (s->lines) {
 		fputs("ready\n", s->out);

@@ -67,6 +67,7 @@ struct opts {
 	const char **ranges;
 	size_t nr_ranges;
 	uint32_t mode;             /* enum wpt_mode */
+	uint32_t backend;          /* enum wpt_backend */
 	int level;                 /* 0: not given */
 	uint32_t nr_threads;       /* 0: not given */
 	uint64_t staging;          /* bytes, 0: not given */
@@ -126,6 +127,7 @@ const char *kind_name(uint32_t kind);
 const char *reason_name(uint32_t reason);   /* one word, for JSON */
 const char *reason_text(uint32_t reason);   /* in words */
 const char *mode_name(uint32_t mode);
+const char *backend_name(uint32_t backend);
 const char *rounds_end_name(uint32_t rounds_end);
 
 /* ---- json.c: one object a line ---- */

@@ -29,7 +29,11 @@ _wpsnap()
 	fi
 	case $prev in
 	--mode)
-		mapfile -t COMPREPLY < <(compgen -W 'pause fuzzy' -- "$cur")
+		mapfile -t COMPREPLY < <(compgen -W 'pause cow fuzzy' -- "$cur")
+		return
+		;;
+	--backend)
+		mapfile -t COMPREPLY < <(compgen -W 'auto async sync' -- "$cur")
 		return
 		;;
 	-o | --output | --parent)
@@ -46,7 +50,8 @@ _wpsnap()
 	esac
 	if [[ $cur == -* ]]; then
 		compopt +o filenames 2>/dev/null
-		take='--output --range --mode --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds --target-pause --stop-timeout
+		take='--output --range --mode --backend --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds --target-pause
+			--stop-timeout
 			--registers --cmdline --json --quiet'
 		case $cmd in
 		probe | info) take='--json' ;;
