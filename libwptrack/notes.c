@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "notes.h"
 
+#include <fcntl.h>
 #include <stdio.h>
+#include <unistd.h>
+
+#define CMDLINE_MAX 65536u
 
 int wpt_text_append(struct wpt_vec *v, const void *data, size_t len)
 {
@@ -82,5 +86,60 @@ int wpt_notes_text(struct wpt_tracker *t, struct wpt_vec *text)
 		n = snprintf(line, sizeof(line), "VFIO or RDMA is in use: what devices write is not seen\n");
 		err = wpt_text_append(text, line, (size_t)n);
 	}
+	return err;
+}
+
+static bool ranges_touch(const struct wpt_plan *plan, const struct wpt_layer_range *r, const struct wpt_area *a)
+{
+	return r->end == a->start && r->kind == a->kind && r->reason == a->reason && strcmp(r->name, wpt_area_name(plan, a)) == 0;
+}
+
+int wpt_notes_ranges(struct wpt_tracker *t, struct wpt_vec *ranges, struct wpt_vec *text, uint64_t *nr_skipped)
+{
+	const struct wpt_plan *plan = t->plan;
+	struct wpt_layer_range *r = NULL;
+	const struct wpt_area *a;
+	char line[320];
+	size_t i;
+	int n, err = 0;
+
+	for (i = 0; i < plan->areas.count && !err; i++) {
+		a = wpt_area_at(plan, i);
+		if (a->skipped) {
+			++*nr_skipped;
+			continue;
+		}
+		if (r && ranges_touch(plan, r, a)) {
+			r->end = a->end;
+			continue;
+		}
+		r = wpt_vec_push(ranges);
+		if (r)
+			*r = (struct wpt_layer_range){ a->start, a->end, a->kind, a->reason, wpt_area_name(plan, a) };
+		else
+			err = -ENOMEM;
+	}
+	for (i = 0; i < ranges->count && !err; i++) {
+		r = wpt_vec_at(ranges, struct wpt_layer_range, i);
+		n = snprintf(line, sizeof(line), "%llx %llx %u %u %.200s\n", (unsigned long long)r->start, (unsigned long long)r->end,
+			     r->kind, r->reason, r->name);
+		err = wpt_text_append(text, line, (size_t)n);
+	}
+	return err;
+}
+
+int wpt_notes_cmdline(struct wpt_tracker *t, struct wpt_vec *text)
+{
+	char path[64], piece[4096];
+	ssize_t got = 0;
+	int fd, err = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)wpt_target_pid(t->target));
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return 0;
+	while (!err && text->count < CMDLINE_MAX && (got = read(fd, piece, sizeof(piece))) > 0)
+		err = wpt_text_append(text, piece, (size_t)got);
+	close(fd);
 	return err;
 }

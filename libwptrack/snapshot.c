@@ -520,7 +520,7 @@ static int take_rounds(struct take *k)
 		err = wpt_tracker_look(t, 0);
 		if (!err && k->w->all && !k->stats.nr_rounds)
 			err = wpt_tracker_all_unknown(t);
-		/* As long as copying without staging takes, as much is written again: then only the pause helps, and each page is stored once more. */
+		/* While copying without staging takes its time as much is written again: only the pause helps, and each round stores all once more. */
 		if (!err && k->copy.spilled && wpt_ledger_count_taken(t->ledger) > k->least / 4 * 3) {
 			k->stats.rounds_end = WPT_ROUNDS_STAGING;
 			break;
@@ -647,43 +647,11 @@ static int add_notes(struct take *k)
 	return err;
 }
 
-static bool ranges_touch(const struct wpt_plan *plan, const struct wpt_layer_range *r, const struct wpt_area *a)
-{
-	return r->end == a->start && r->kind == a->kind && r->reason == a->reason && strcmp(r->name, wpt_area_name(plan, a)) == 0;
-}
-
 static int add_ranges(struct take *k)
 {
 	struct wpt_vec ranges = WPT_VEC(struct wpt_layer_range);
-	const struct wpt_plan *plan = k->w->t->plan;
-	struct wpt_layer_range *r = NULL;
-	const struct wpt_area *a;
-	char line[320];
-	size_t i;
-	int n, err = 0;
+	int err = wpt_notes_ranges(k->w->t, &ranges, &k->new_ranges, &k->stats.nr_skipped);
 
-	for (i = 0; i < plan->areas.count && !err; i++) {
-		a = wpt_area_at(plan, i);
-		if (a->skipped) {
-			k->stats.nr_skipped++;
-			continue;
-		}
-		if (r && ranges_touch(plan, r, a)) {
-			r->end = a->end;
-			continue;
-		}
-		r = wpt_vec_push(&ranges);
-		if (r)
-			*r = (struct wpt_layer_range){ a->start, a->end, a->kind, a->reason, wpt_area_name(plan, a) };
-		else
-			err = -ENOMEM;
-	}
-	for (i = 0; i < ranges.count && !err; i++) {
-		r = wpt_vec_at(&ranges, struct wpt_layer_range, i);
-		n = snprintf(line, sizeof(line), "%llx %llx %u %u %.200s\n", (unsigned long long)r->start, (unsigned long long)r->end,
-			     r->kind, r->reason, r->name);
-		err = wpt_text_append(&k->new_ranges, line, (size_t)n);
-	}
 	if (!err && !ranges.count && !k->w->has_tip)
 		err = -ENODATA;
 	if (!err && !(k->w->has_tip && wpt_text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
@@ -694,19 +662,13 @@ static int add_ranges(struct take *k)
 
 static int add_cmdline(struct take *k)
 {
-	char path[64], text[65536];
-	size_t len = 0;
-	ssize_t got = 0;
-	int fd;
+	struct wpt_vec text = WPT_VEC(char);
+	int err = wpt_notes_cmdline(k->w->t, &text);
 
-	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)wpt_target_pid(k->w->t->target));
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	while (len < sizeof(text) && (got = read(fd, text + len, sizeof(text) - len)) > 0)
-		len += (size_t)got;
-	close(fd);
-	return len ? wpt_layer_section(k->layer, WPT_SECTION_CMDLINE, text, len) : 0;
+	if (!err && text.count)
+		err = wpt_layer_section(k->layer, WPT_SECTION_CMDLINE, text.data, text.count);
+	wpt_vec_free(&text);
+	return err;
 }
 
 static int add_sections(struct take *k)
