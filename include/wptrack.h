@@ -215,7 +215,7 @@ enum wpt_range_reason {
 	WPT_REASON_UNINSPECTABLE = 6, /* compared by content: who else maps the file can't be found out */
 	WPT_REASON_PINNED = 7,        /* compared by content: io_uring fixed buffers, RDMA, VFIO */
 	WPT_REASON_VERIFY = 8,        /* compared by content: WPT_TRACK_VERIFY_CONTENT */
-	WPT_REASON_UNTRACKED = 9      /* compared by content: backend SYNC can't write-protect it (mappings of ordinary files) */
+	WPT_REASON_UNTRACKED = 9      /* compared by content: backend SYNC does not track it (mappings of ordinary files, hugetlb) */
 };
 
 /* A range to track. */

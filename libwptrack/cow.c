@@ -116,7 +116,7 @@ static const struct wpt_scan_match *match_intact(const struct wpt_fault_area *f)
 		.report = PAGE_IS_PRESENT,
 	};
 
-	return f->private_file || f->huge ? &present : &populated;
+	return f->private_file ? &present : &populated;
 }
 
 /*
@@ -180,11 +180,8 @@ int wpt_cow_plan(struct wpt_cow *k, struct wpt_copy *c)
 		if (!f)
 			return -ENOMEM;
 		*f = (struct wpt_fault_area){ .start = a->start, .end = a->end, .offset = a->offset, .fd = -1 };
-		f->unit = WPT_MAX(a->page_size, WPT_PAGE);
-		f->huge = a->kind == WPT_KIND_HUGETLB_PRIVATE || a->kind == WPT_KIND_HUGETLB_SHARED;
 		f->private_file = a->private_file;
-		/* hugetlbfs does not tell where data is. */
-		if (a->backed && !a->private_file && !f->huge)
+		if (a->backed && !a->private_file)
 			f->fd = wpt_vec_at(&k->t->files, struct wpt_file, a->file)->fd;
 	}
 	return 0;
@@ -261,11 +258,6 @@ static bool is_intact(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_
 	return hole >= offset + (off_t)(end - start);
 }
 
-static bool is_zero(const uint8_t *p, size_t bytes)
-{
-	return p[0] == 0 && memcmp(p, p + 1, bytes - 1) == 0;
-}
-
 /* Shared memory through its file: what the mapping does not have is not to be put into it by looking. */
 static bool read_run(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t start, uint64_t end, void *to)
 {
@@ -274,18 +266,6 @@ static bool read_run(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t
 	if (f->fd >= 0)
 		return pread(f->fd, to, (size_t)bytes, (off_t)(f->offset + (start - f->start))) == bytes;
 	return wpt_target_read(k->t->target, start, to, (size_t)bytes) == bytes;
-}
-
-/* A huge page that was given back and then read is protected, and zero all over: it may have been something else. */
-static bool is_zero_unit(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t addr)
-{
-	uint8_t page[WPT_PAGE];
-	uint64_t start = WPT_ALIGN_DOWN(addr, f->unit), at;
-
-	for (at = start; at < start + f->unit; at += WPT_PAGE)
-		if (wpt_target_read(k->t->target, at, page, WPT_PAGE) != WPT_PAGE || !is_zero(page, WPT_PAGE))
-			return false;
-	return true;
 }
 
 /* The first pending pages of [from, end); *next: where to go on. */
@@ -301,8 +281,6 @@ static int save_some(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t
 		return err;
 	pages = (uint32_t)((stop - start) / WPT_PAGE);
 	good = read_run(k, f, start, stop, batch_end(k)) && is_intact(k, f, start, stop);
-	if (good && f->huge && is_zero(batch_end(k), stop - start))
-		good = !is_zero_unit(k, f, start);
 	if (!good)
 		wpt_faults_lose(k->t->faults);
 	batch_add(k, start, pages);
@@ -376,8 +354,8 @@ static int serve(struct wpt_cow *k)
 		err = take_saved(k);
 	while (!err && addr && !wpt_faults_lost(k->t->faults)) {
 		f = fault_area(k, addr);
-		at = WPT_ALIGN_DOWN(addr, f ? f->unit : WPT_PAGE);
-		end = at + (f ? f->unit : WPT_PAGE);
+		at = WPT_ALIGN_DOWN(addr, WPT_PAGE);
+		end = at + WPT_PAGE;
 		while (!err && f && at < end)
 			err = save_some(k, f, at, end, &at);
 		wpt_faults_finish(k->t->faults);

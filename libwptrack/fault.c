@@ -174,14 +174,14 @@ static bool fault_while_cow(struct thread *th, uint64_t addr, pid_t tid)
 {
 	struct wpt_faults *f = th->f;
 	const struct wpt_fault_area *a = area_of(f, addr);
-	uint64_t unit = a ? a->unit : WPT_PAGE, start = WPT_ALIGN_DOWN(addr, unit), run_end;
+	uint64_t start = WPT_ALIGN_DOWN(addr, WPT_PAGE), run_end;
 	bool own = f->taker && wpt_own_is(tid);
 	struct wpt_saved *s;
 
 	/* Whoever has it in hand lets it through for all who wait there. */
-	if (is_in_hand(f, start, start + unit))
+	if (is_in_hand(f, start, start + WPT_PAGE))
 		return false;
-	if (f->copying < start + unit && start < f->copying_end) {
+	if (f->copying < start + WPT_PAGE && start < f->copying_end) {
 		if (tid != f->taker || !f->taker) {
 			defer(f, addr);
 			return false;
@@ -190,9 +190,9 @@ static bool fault_while_cow(struct thread *th, uint64_t addr, pid_t tid)
 		f->lost = true;
 		return true;
 	}
-	if (!a || wpt_ledger_next_pending(f->ledger, start, start + unit, &run_end) >= start + unit)
+	if (!a || wpt_ledger_next_pending(f->ledger, start, start + WPT_PAGE, &run_end) >= start + WPT_PAGE)
 		return true;
-	s = unit == WPT_PAGE ? slot_get(f, own) : NULL;
+	s = slot_get(f, own);
 	if (s) {
 		save(th, a, s, start);
 		return false;
@@ -409,14 +409,13 @@ void wpt_faults_begin(struct wpt_faults *f, struct wpt_ledger *ledger, const str
 	pthread_mutex_unlock(&f->lock);
 }
 
-/* Under the lock: a page of [addr's unit] is still somebody's to save. */
+/* Under the lock: the page is still somebody's to save. */
 static bool is_busy(const struct wpt_faults *f, uint64_t addr)
 {
-	const struct wpt_fault_area *a = area_of(f, addr);
-	uint64_t unit = a ? a->unit : WPT_PAGE, start = WPT_ALIGN_DOWN(addr, unit), run_end;
+	uint64_t start = WPT_ALIGN_DOWN(addr, WPT_PAGE), end = start + WPT_PAGE, run_end;
 
-	return (f->copying < start + unit && start < f->copying_end) || is_in_hand(f, start, start + unit) ||
-	       wpt_ledger_next_pending(f->ledger, start, start + unit, &run_end) < start + unit;
+	return (f->copying < end && start < f->copying_end) || is_in_hand(f, start, end) ||
+	       wpt_ledger_next_pending(f->ledger, start, end, &run_end) < end;
 }
 
 /* Under the lock: faults that were deferred and whose pages are saved go on. */

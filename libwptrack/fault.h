@@ -44,10 +44,8 @@ uint64_t wpt_faults_memory(const struct wpt_faults *f);
 struct wpt_fault_area {
 	uint64_t start, end;
 	uint64_t offset;     /* in the file */
-	uint32_t unit;       /* page size, bytes */
 	int fd;              /* of shared memory, whose holes show that a page was lost; else -1 */
 	bool private_file;
-	bool huge;
 };
 
 /* A page that a fault thread saved. */

@@ -460,6 +460,14 @@ static int protect_exact(struct wpt_look *l, const struct wpt_area *a, uint64_t 
 	return got;
 }
 
+static int leave_untracked(struct wpt_area *a)
+{
+	a->untracked = true;
+	a->armed = false;
+	a->reason = WPT_REASON_UNTRACKED;
+	return 0;
+}
+
 /* Registers and protects [start, end) of the area, which becomes unknown; or the area is skipped. */
 static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
 {
@@ -470,6 +478,9 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 		return err;
 	if (a->kind == WPT_KIND_REPORTED)
 		return 0;
+	/* Writes to huge pages that come and go meanwhile were missed (tried): those are never counted on. */
+	if (is_sync(l) && a->page_size > WPT_PAGE)
+		return leave_untracked(a);
 	err = wpt_kern_register(wpt_target_uffd(l->t->target), start, end);
 	if (err == -ESRCH || err == -WPT_E_GONE)
 		return -WPT_E_GONE;
@@ -488,12 +499,8 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	if (err == -ESRCH)
 		return -WPT_E_GONE;
 	/* Mappings of ordinary files: the memory is there to be read, whatever the kernel can do about its writes. */
-	if (is_sync(l) && err == -EINVAL) {
-		a->untracked = true;
-		a->armed = false;
-		a->reason = WPT_REASON_UNTRACKED;
-		return 0;
-	}
+	if (is_sync(l) && err == -EINVAL)
+		return leave_untracked(a);
 	if (!l->stopped && err != -EBUSY)
 		l->unsettled = true;
 	area_skip(a, err == -EBUSY ? WPT_REASON_BUSY : WPT_REASON_UNSUPPORTED);

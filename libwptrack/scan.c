@@ -81,8 +81,11 @@ static int fill_from_kernel(struct wpt_scan *s)
 
 static uint64_t categories_of(uint64_t entry)
 {
+	/* Of a marker in place of a huge page it says nothing but the protection. */
+	bool marker = (entry & (WPT_ENTRY_UFFD_WP | WPT_ENTRY_PRESENT)) == WPT_ENTRY_UFFD_WP;
+
 	return (entry & WPT_ENTRY_UFFD_WP ? 0 : PAGE_IS_WRITTEN) | (entry & WPT_ENTRY_PRESENT ? PAGE_IS_PRESENT : 0) |
-	       (entry & WPT_ENTRY_SWAPPED ? PAGE_IS_SWAPPED : 0) | (entry & WPT_ENTRY_FILE ? PAGE_IS_FILE : 0);
+	       (marker || entry & WPT_ENTRY_SWAPPED ? PAGE_IS_SWAPPED : 0) | (entry & WPT_ENTRY_FILE ? PAGE_IS_FILE : 0);
 }
 
 static bool is_match(const struct wpt_scan *s, uint64_t categories)

@@ -520,7 +520,7 @@ static int take_rounds(struct take *k)
 		err = wpt_tracker_look(t, 0);
 		if (!err && k->w->all && !k->stats.nr_rounds)
 			err = wpt_tracker_all_unknown(t);
-		/* While copying without staging takes its time as much is written again: only the pause helps, and each round stores all once more. */
+		/* While copying without staging takes its time, as much is written again: only the pause helps, and a round stores all once more. */
 		if (!err && k->copy.spilled && wpt_ledger_count_taken(t->ledger) > k->least / 4 * 3) {
 			k->stats.rounds_end = WPT_ROUNDS_STAGING;
 			break;

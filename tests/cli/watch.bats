@@ -545,7 +545,7 @@ watch_json()
 
 @test "--refuse: a link that does not fit the staging memory fails, the target is not stopped for longer" {
 	target_start 4096 16
-	watch_start watch "$TARGET" -o dir --every 0 --staging 4M --refuse --range "$(range $ANON 0 4096)"
+	watch_start watch "$TARGET" -o dir --every 0 --staging 4M --refuse --rounds 0 --range "$(range $ANON 0 4096)"
 	watch_ready
 	tell fill 1
 	kill -USR1 "$WATCH"

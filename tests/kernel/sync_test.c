@@ -225,7 +225,7 @@ static struct count scan(struct wpt_tracker *t, uint32_t flags)
 
 static void each_write_is_reported_once(void **state)
 {
-	static const char *const names[] = { "anon", "thp", "memfd", "private memfd", "hugetlb" };
+	static const char *const names[] = { "anon", "thp", "memfd", "private memfd" };
 	struct wpt_tracker *t;
 	struct scratch m;
 	size_t k, i, units, per_unit;
