@@ -726,33 +726,64 @@ static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 	return err;
 }
 
-/* What was covered at the last look and is not now. */
-static void forget_uncovered(struct wpt_look *l)
+/* What of [start, end) the plan does not cover is forgotten, and listed if there is a list. */
+static int forget_outside(struct wpt_tracker *t, const struct wpt_plan *plan, uint64_t start, uint64_t end, struct wpt_vec *list)
 {
-	const struct wpt_area *o, *a;
-	uint64_t at;
-	size_t i, n = 0, k;
+	const struct wpt_area *a;
+	struct wpt_span *span;
+	uint64_t at = start, stop;
+	size_t low = 0, high = plan->areas.count, mid;
 
-	for (i = 0; i < l->old->areas.count; i++) {
-		o = wpt_area_at(l->old, i);
-		if (o->skipped)
-			continue;
-		while (n < l->plan->areas.count && wpt_area_at(l->plan, n)->end <= o->start)
-			n++;
-		at = o->start;
-		for (k = n; k < l->plan->areas.count && at < o->end; k++) {
-			a = wpt_area_at(l->plan, k);
-			if (a->start >= o->end)
-				break;
-			if (a->skipped)
-				continue;
-			if (a->start > at)
-				wpt_ledger_forget(l->t->ledger, at, a->start);
-			at = WPT_MAX(at, a->end);
-		}
-		if (at < o->end)
-			wpt_ledger_forget(l->t->ledger, at, o->end);
+	while (low < high) {
+		mid = low + (high - low) / 2;
+		if (wpt_area_at(plan, mid)->end <= start)
+			low = mid + 1;
+		else
+			high = mid;
 	}
+	for (; at < end; low++) {
+		a = low < plan->areas.count ? wpt_area_at(plan, low) : NULL;
+		if (a && a->skipped && a->start < end)
+			continue;
+		stop = a ? WPT_MIN(a->start, end) : end;
+		if (at < stop) {
+			wpt_ledger_forget(t->ledger, at, stop);
+			span = list ? wpt_vec_push(list) : NULL;
+			if (list && !span)
+				return -ENOMEM;
+			if (span)
+				*span = (struct wpt_span){ at, stop };
+		}
+		at = a ? WPT_MAX(at, a->end) : end;
+	}
+	return 0;
+}
+
+/* What was covered at the last look and is not now. */
+static int forget_uncovered(struct wpt_look *l)
+{
+	const struct wpt_area *o;
+	size_t i;
+	int err = 0;
+
+	for (i = 0; i < l->old->areas.count && !err; i++) {
+		o = wpt_area_at(l->old, i);
+		if (!o->skipped)
+			err = forget_outside(l->t, l->plan, o->start, o->end, &l->t->uncovered);
+	}
+	return err;
+}
+
+void wpt_tracker_forget_uncovered(struct wpt_tracker *t)
+{
+	const struct wpt_span *span;
+	size_t i;
+
+	for (i = 0; i < t->uncovered.count; i++) {
+		span = wpt_vec_at(&t->uncovered, struct wpt_span, i);
+		forget_outside(t, t->plan, span->start, span->end, NULL);
+	}
+	wpt_vec_clear(&t->uncovered);
 }
 
 /* ---- the look ---- */
@@ -791,13 +822,14 @@ static int look_once(struct wpt_look *l)
 		err = wpt_look_bypasses(l);
 	if (!err)
 		err = wpt_target_alive(t->target);
+	if (!err)
+		err = forget_uncovered(l);
 	if (err) {
 		/* Areas of the failed plan may be registered; the next look's scan finds that out by itself. */
 		wpt_plan_close(l->plan);
 		return err;
 	}
 	wpt_look_prune_files(l);
-	forget_uncovered(l);
 	look_publish(l);
 	t->looked = true;
 	return 0;

@@ -699,6 +699,7 @@ static void succeeded(struct take *k)
 	struct wpt_writer *w = k->w;
 	const struct wpt_maps *m = &w->t->maps;
 
+	wpt_tracker_forget_uncovered(w->t);
 	k->stats.pages_dirty = wpt_ledger_commit(w->t->ledger);
 	wpt_vec_clear(&w->t->unknown);
 	w->all = false;

@@ -88,6 +88,7 @@ struct wpt_tracker {
 	struct wpt_plan *retired;  /* the plan before, until readers are waited for; see wpt_tracker_reap() */
 	struct wpt_vec files;      /* struct wpt_file */
 	struct wpt_vec unknown;    /* struct wpt_span, ascending, apart: kept until a link that compared them is durable */
+	struct wpt_vec uncovered;  /* struct wpt_span: left the plan since this was cleared */
 	struct wpt_vec pinned;     /* struct wpt_piece: always dirty */
 	struct wpt_maps maps;
 	struct wpt_scan_how how;
@@ -127,6 +128,12 @@ int wpt_tracker_look(struct wpt_tracker *t, uint32_t flags);
 /* [start, end), or everything of the plan, must be compared by the next durable link. */
 int wpt_tracker_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end);
 int wpt_tracker_all_unknown(struct wpt_tracker *t);
+
+/*
+ * What left the plan is forgotten by the look that finds so. What was staged of it before is said by the link all the same, and would then be
+ * taken for known: so it is forgotten once more when the link is written.
+ */
+void wpt_tracker_forget_uncovered(struct wpt_tracker *t);
 
 /* Makes a plan without arming anything, for those who ask what would be tracked. */
 int wpt_tracker_list(struct wpt_tracker *t);
