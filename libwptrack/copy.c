@@ -4,8 +4,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define AGAIN_PAGES WPT_COPY_AGAIN
-
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 {
 	int err;
@@ -18,7 +16,7 @@ int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 	if (!err)
 		err = wpt_scan_open(&c->check, &t->how);
 	if (!err) {
-		c->again = wpt_vm_alloc((size_t)AGAIN_PAGES * WPT_PAGE);
+		c->again = wpt_vm_alloc((size_t)WPT_COPY_AGAIN * WPT_PAGE);
 		err = c->again ? 0 : -ENOMEM;
 	}
 	if (err)
@@ -31,7 +29,7 @@ void wpt_copy_close(struct wpt_copy *c)
 	wpt_scan_close(&c->outer);
 	wpt_scan_close(&c->inner);
 	wpt_scan_close(&c->check);
-	wpt_vm_free(c->again, (size_t)AGAIN_PAGES * WPT_PAGE);
+	wpt_vm_free(c->again, (size_t)WPT_COPY_AGAIN * WPT_PAGE);
 	c->again = NULL;
 }
 
@@ -267,10 +265,12 @@ static bool is_guard(struct wpt_copy *c, uint64_t addr)
 /* A page that can't be read is said to be so, and is looked at again by the next link, whatever the kernel says of it then. */
 static int add_unreadable(struct wpt_copy *c, uint64_t addr)
 {
-	int err = room(c, false);
+	int err;
 
-	if (err)
-		return err;
+	/* In a round it may be going away: the next pass says what it is then. */
+	err = c->round ? 0 : room(c, false);
+	if (err || c->round)
+		return err ? err : wpt_ledger_dirty(c->t->ledger, addr, addr + WPT_PAGE);
 	/* Said behind what is staged; a later copy must come behind this. */
 	wpt_ledger_unstage(c->t->ledger, addr);
 	item_add(c, addr, 1, is_guard(c, addr) ? WPT_ITEM_GUARD : WPT_ITEM_UNREADABLE);
@@ -290,9 +290,7 @@ static int add_single(struct wpt_copy *c, uint64_t addr)
 		item_add(c, addr, 1, WPT_ITEM_DATA);
 		return 0;
 	}
-	if (got < 0 && got != -EFAULT && got != -EIO)
-		return (int)got;
-	return add_unreadable(c, addr);
+	return got < 0 && got != -EFAULT && got != -EIO ? (int)got : add_unreadable(c, addr);
 }
 
 /* Reads the pending pieces in one call; if that comes short, page by page, so that what is unreadable is located. */
@@ -352,7 +350,7 @@ static int add_again(struct wpt_copy *c, uint64_t addr, uint32_t slot)
 {
 	c->again_pieces[c->nr_again] = (struct wpt_piece){ addr, WPT_PAGE };
 	c->again_slots[c->nr_again++] = slot;
-	return c->nr_again == AGAIN_PAGES ? again_flush(c) : 0;
+	return c->nr_again == WPT_COPY_AGAIN ? again_flush(c) : 0;
 }
 
 static int add_new(struct wpt_copy *c, uint64_t start, uint64_t end)
