@@ -84,7 +84,7 @@ plant 'copied before it is protected' snapshot.c \
 plant 'fuzzy: pages are copied before they are protected and never looked at again' snapshot.c \
 	's/k->copy\.check_torn = true;/k->copy.check_torn = false;/' \
 	torture_test fuzzy "$wrong|pages are mixed"
-plant 'memory mapped anew is taken for the old' look.c \
+plant 'memory mapped anew is taken for the old' unknown.c \
 	's/(int wpt_tracker_unknown\(struct wpt_tracker \*t, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
 	torture_test anon "$wrong"
 plant 'inotify is not asked' bypass.c \
