@@ -106,16 +106,6 @@ static void file_changed(void *arg, int watch)
 			wpt_vec_at(&t->files, struct wpt_file, i)->changed = true;
 }
 
-bool wpt_look_poll(struct wpt_tracker *t)
-{
-	bool any = wpt_target_poll(t->target, file_changed, t) != 0;
-	size_t i;
-
-	for (i = 0; i < t->files.count; i++)
-		any |= wpt_vec_at(&t->files, struct wpt_file, i)->fd >= 0 && wpt_vec_at(&t->files, struct wpt_file, i)->changed;
-	return any;
-}
-
 /*
  * A memfd tells nobody of pwrite(2) and of punched holes, but its time of change does, and private writes leave that alone (write faults of shared
  * mappings don't, so it says nothing of those). A time as fresh as the look may hide another change in the same tick of the clock.

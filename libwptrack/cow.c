@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "cow.h"
-#include "look.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
 
 /* Few enough that a write to one of them does not wait for long. */
 #define CLAIM_PAGES 16u
@@ -42,36 +39,13 @@ void wpt_cow_settle(struct wpt_cow *k)
 	wpt_faults_settle(k->t->faults);
 }
 
-/* Another area shows some of the same part of the file. */
-static bool is_shown_twice(const struct wpt_plan *plan, const struct wpt_area *a)
-{
-	const struct wpt_area *o;
-	size_t i;
-
-	for (i = 0; i < plan->areas.count; i++) {
-		o = wpt_area_at(plan, i);
-		if (o != a && o->file == a->file && o->offset < a->offset + (a->end - a->start) && a->offset < o->offset + (o->end - o->start))
-			return true;
-	}
-	return false;
-}
-
 /*
- * Memory of which every change is seen as long as it is protected. Not where the file is mapped twice, since writes through the other
- * mapping fault only on pages that are protected there, nor where anything says that writes may bypass the mapping.
+ * Memory of which every change is seen as long as it is protected. Not what a file is behind: holes that were punched in it while it was copied
+ * were missed (tried), and writes may bypass the mapping.
  */
-static bool may_wait(const struct wpt_tracker *t, const struct wpt_area *a)
+static bool may_wait(const struct wpt_area *a)
 {
-	const struct wpt_file *file = a->file < 0 ? NULL : wpt_vec_at(&t->files, struct wpt_file, a->file);
-
-	if (a->skipped || !a->armed || a->untracked || a->exact || a->kind == WPT_KIND_REPORTED || a->reason != WPT_REASON_NONE)
-		return false;
-	/* Holes punched in a file while it is copied were missed (tried): what a file is behind is copied in the pause. */
-	if (a->backed)
-		return false;
-	if (a->backed && (!file || !file->regular))
-		return false;
-	return !file || file->nr_areas == 1 || !is_shown_twice(t->plan, a);
+	return a->kind == WPT_KIND_ANON && a->armed && !a->skipped && !a->exact && a->reason == WPT_REASON_NONE;
 }
 
 static struct wpt_fault_area *fault_area(struct wpt_cow *k, uint64_t addr)
@@ -104,23 +78,13 @@ static bool is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t end)
 	return false;
 }
 
-/* Protected, and the content is where a look can tell that it is gone: for a private page of a file that is in memory only. */
-static const struct wpt_scan_match *match_intact(const struct wpt_fault_area *f)
-{
-	static const struct wpt_scan_match populated = {
-		.inverted = PAGE_IS_WRITTEN,
-		.mask = PAGE_IS_WRITTEN,
-		.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-		.report = PAGE_IS_PRESENT,
-	};
-	static const struct wpt_scan_match present = {
-		.inverted = PAGE_IS_WRITTEN,
-		.mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
-		.report = PAGE_IS_PRESENT,
-	};
-
-	return f->private_file ? &present : &populated;
-}
+/* Protected, and there is content. */
+static const struct wpt_scan_match match_intact = {
+	.inverted = PAGE_IS_WRITTEN,
+	.mask = PAGE_IS_WRITTEN,
+	.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+	.report = PAGE_IS_PRESENT,
+};
 
 /*
  * The run of protected pages at or behind `at`, in k->run. Candidates come in order of address, so that one scan serves all of an area; it is begun
@@ -131,7 +95,7 @@ static int find_run(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t 
 	int got = 1;
 
 	if (k->scanned != f || at < k->scanned_to) {
-		wpt_scan_start(&k->scan, at, f->end, match_intact(f), false);
+		wpt_scan_start(&k->scan, at, f->end, &match_intact, false);
 		k->run = (struct wpt_page_region){ at, at, 0 };
 		k->scanned = f;
 	}
@@ -177,15 +141,12 @@ int wpt_cow_plan(struct wpt_cow *k, struct wpt_copy *c)
 	c->later_arg = k;
 	for (i = 0; i < plan->areas.count; i++) {
 		a = wpt_area_at(plan, i);
-		if (!may_wait(k->t, a))
+		if (!may_wait(a))
 			continue;
 		f = wpt_vec_push(&k->areas);
 		if (!f)
 			return -ENOMEM;
-		*f = (struct wpt_fault_area){ .start = a->start, .end = a->end, .offset = a->offset, .fd = -1 };
-		f->private_file = a->private_file;
-		if (a->backed && !a->private_file)
-			f->fd = wpt_vec_at(&k->t->files, struct wpt_file, a->file)->fd;
+		*f = (struct wpt_fault_area){ a->start, a->end };
 	}
 	return 0;
 }
@@ -241,38 +202,19 @@ static void batch_add(struct wpt_cow *k, uint64_t addr, uint32_t pages)
 }
 
 /* All of the run is as it was when the target was let go. Asked after it was read. */
-static bool is_intact(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t start, uint64_t end)
+static bool is_intact(struct wpt_cow *k, uint64_t start, uint64_t end)
 {
 	struct wpt_page_region run;
 	uint64_t at = start;
-	off_t offset = (off_t)(f->offset + (start - f->start)), hole;
 
-	wpt_scan_start(&k->scan, start, end, match_intact(f), false);
+	wpt_scan_start(&k->scan, start, end, &match_intact, false);
 	while (at < end && wpt_scan_next(&k->scan, &run) == 1 && run.start == at)
 		at = run.end;
-	if (at < end)
-		return false;
-	for (at = start; f->private_file && at < end; at += WPT_PAGE)
-		if (wpt_ledger_cowed(k->t->ledger, at) && !wpt_faults_intact(k->t->faults, f, at))
-			return false;
-	if (f->fd < 0)
-		return true;
-	hole = lseek(f->fd, offset, SEEK_DATA) == offset ? lseek(f->fd, offset, SEEK_HOLE) : -1;
-	return hole >= offset + (off_t)(end - start);
-}
-
-/* Shared memory through its file: what the mapping does not have is not to be put into it by looking. */
-static bool read_run(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t start, uint64_t end, void *to)
-{
-	ssize_t bytes = (ssize_t)(end - start);
-
-	if (f->fd >= 0)
-		return pread(f->fd, to, (size_t)bytes, (off_t)(f->offset + (start - f->start))) == bytes;
-	return wpt_target_read(k->t->target, start, to, (size_t)bytes) == bytes;
+	return at >= end;
 }
 
 /* The first pending pages of [from, end); *next: where to go on. */
-static int save_some(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t from, uint64_t end, uint64_t *next)
+static int save_some(struct wpt_cow *k, uint64_t from, uint64_t end, uint64_t *next)
 {
 	uint64_t start, stop;
 	uint32_t pages;
@@ -283,7 +225,7 @@ static int save_some(struct wpt_cow *k, const struct wpt_fault_area *f, uint64_t
 	if (err || !wpt_faults_claim(k->t->faults, from, end, (uint64_t)CLAIM_PAGES * WPT_PAGE, &start, &stop))
 		return err;
 	pages = (uint32_t)((stop - start) / WPT_PAGE);
-	good = read_run(k, f, start, stop, batch_end(k)) && is_intact(k, f, start, stop);
+	good = wpt_target_read(k->t->target, start, batch_end(k), stop - start) == (ssize_t)(stop - start) && is_intact(k, start, stop);
 	if (!good)
 		wpt_faults_lose(k->t->faults);
 	batch_add(k, start, pages);
@@ -347,8 +289,7 @@ static int take_saved(struct wpt_cow *k)
 /* Faults first: those that wait for memory, then room for those to come. */
 static int serve(struct wpt_cow *k)
 {
-	struct wpt_fault_area *f;
-	uint64_t addr, at, end;
+	uint64_t addr, at;
 	uint32_t nr;
 	int err = 0;
 
@@ -356,39 +297,13 @@ static int serve(struct wpt_cow *k)
 	if (nr >= SLOTS_MIN / 2 || (nr && addr))
 		err = take_saved(k);
 	while (!err && addr && !wpt_faults_lost(k->t->faults)) {
-		f = fault_area(k, addr);
 		at = WPT_ALIGN_DOWN(addr, WPT_PAGE);
-		end = at + WPT_PAGE;
-		while (!err && f && at < end)
-			err = save_some(k, f, at, end, &at);
+		err = save_some(k, at, at + WPT_PAGE, &at);
 		wpt_faults_finish(k->t->faults);
 		wpt_faults_release(k->t->faults);
 		wpt_faults_waiting(k->t->faults, &addr);
 	}
 	return err;
-}
-
-/* What changed besides the mappings since the look, as far as anybody says so. */
-static bool is_bypassed(struct wpt_cow *k)
-{
-	struct wpt_tracker *t = k->t;
-	const struct wpt_area *a;
-	const struct wpt_file *file;
-	struct stat st;
-	size_t i;
-
-	if (wpt_look_poll(t))
-		return true;
-	for (i = 0; i < t->plan->areas.count; i++) {
-		a = wpt_area_at(t->plan, i);
-		if (!a->private_file || !may_wait(t, a) || !fault_area(k, a->start))
-			continue;
-		file = wpt_vec_at(&t->files, struct wpt_file, a->file);
-		if (file->tmpfs && (fstat(file->fd, &st) != 0 || st.st_ctim.tv_sec != file->ctime.tv_sec ||
-				    st.st_ctim.tv_nsec != file->ctime.tv_nsec))
-			return true;
-	}
-	return false;
 }
 
 int wpt_cow_run(struct wpt_cow *k, bool *lost)
@@ -404,7 +319,7 @@ int wpt_cow_run(struct wpt_cow *k, bool *lost)
 		for (at = f->start; at < f->end && !err && !wpt_faults_lost(faults);) {
 			err = serve(k);
 			if (!err)
-				err = save_some(k, f, at, f->end, &at);
+				err = save_some(k, at, f->end, &at);
 		}
 	}
 	/* Nothing is pending: what is in hand is the last. */
@@ -415,6 +330,6 @@ int wpt_cow_run(struct wpt_cow *k, bool *lost)
 		err = batch_submit(k);
 	if (!err)
 		err = wpt_target_alive(k->t->target);
-	*lost = !err && (wpt_faults_lost(faults) || is_bypassed(k));
+	*lost = !err && wpt_faults_lost(faults);
 	return err;
 }

@@ -90,18 +90,13 @@ static const struct wpt_fault_area *area_of(const struct wpt_faults *f, uint64_t
 	return low < f->nr_areas && f->areas[low].start <= addr ? &f->areas[low] : NULL;
 }
 
-bool wpt_faults_intact(struct wpt_faults *f, const struct wpt_fault_area *a, uint64_t addr)
+/* Whether a page that was read just now still was what it had been at the instant: protected, and not given back since. */
+static bool is_intact(struct wpt_faults *f, uint64_t addr)
 {
-	uint64_t entry, offset = a->offset + (addr - a->start);
+	uint64_t entry;
 
-	if (wpt_kern_entries(wpt_target_pagemap(f->target), addr, &entry, 1) != 1)
-		return false;
-	if (!(entry & WPT_ENTRY_UFFD_WP) || !(entry & (WPT_ENTRY_PRESENT | WPT_ENTRY_SWAPPED)))
-		return false;
-	/* What was given back shows the file again, also when it was read since; where it was not, it looks as if it were in swap. */
-	if (a->private_file && wpt_ledger_cowed(f->ledger, addr))
-		return (entry & (WPT_ENTRY_PRESENT | WPT_ENTRY_FILE)) == WPT_ENTRY_PRESENT;
-	return a->fd < 0 || lseek(a->fd, (off_t)offset, SEEK_DATA) == (off_t)offset;
+	return wpt_kern_entries(wpt_target_pagemap(f->target), addr, &entry, 1) == 1 && entry & WPT_ENTRY_UFFD_WP &&
+	       entry & (WPT_ENTRY_PRESENT | WPT_ENTRY_SWAPPED);
 }
 
 static bool is_in_hand(const struct wpt_faults *f, uint64_t start, uint64_t end)
@@ -145,7 +140,7 @@ static void defer(struct wpt_faults *f, uint64_t addr)
 }
 
 /* The page is this thread's to save; drops the lock meanwhile. */
-static void save(struct thread *th, const struct wpt_fault_area *a, struct wpt_saved *s, uint64_t page)
+static void save(struct thread *th, struct wpt_saved *s, uint64_t page)
 {
 	struct wpt_faults *f = th->f;
 	bool good;
@@ -156,7 +151,7 @@ static void save(struct thread *th, const struct wpt_fault_area *a, struct wpt_s
 	pthread_mutex_unlock(&f->lock);
 	s->addr = page;
 	s->next = NULL;
-	good = wpt_target_read(f->target, page, s->data, WPT_PAGE) == WPT_PAGE && wpt_faults_intact(f, a, page);
+	good = wpt_target_read(f->target, page, s->data, WPT_PAGE) == WPT_PAGE && is_intact(f, page);
 	resolve(f, page);
 	pthread_mutex_lock(&f->lock);
 	th->in_hand = 0;
@@ -194,7 +189,7 @@ static bool fault_while_cow(struct thread *th, uint64_t addr, pid_t tid)
 		return true;
 	s = slot_get(f, own);
 	if (s) {
-		save(th, a, s, start);
+		save(th, s, start);
 		return false;
 	}
 	if (own) {

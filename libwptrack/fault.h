@@ -40,12 +40,9 @@ uint64_t wpt_faults_memory(const struct wpt_faults *f);
  * Faults of the library's own threads (own.h) are not deferred for want of a slot but get one more, since the taker may wait for them.
  */
 
-/* Memory for which a fault needs more than its address. */
+/* Memory whose pending pages wait to be saved. */
 struct wpt_fault_area {
 	uint64_t start, end;
-	uint64_t offset;     /* in the file */
-	int fd;              /* of shared memory, whose holes show that a page was lost; else -1 */
-	bool private_file;
 };
 
 /* A page that a fault thread saved. */
@@ -78,9 +75,6 @@ bool wpt_faults_lost(struct wpt_faults *f);
 bool wpt_faults_claim(struct wpt_faults *f, uint64_t from, uint64_t end, uint64_t max, uint64_t *start, uint64_t *stop);
 /* It is saved. */
 void wpt_faults_release(struct wpt_faults *f);
-
-/* Whether a page that was read just now still was what it had been at the instant: protected, and not given back since. Any thread. */
-bool wpt_faults_intact(struct wpt_faults *f, const struct wpt_fault_area *a, uint64_t addr);
 
 /* Pages that faults saved, at most `max`, to be given back; NULL if there are none. */
 struct wpt_saved *wpt_faults_saved(struct wpt_faults *f, uint32_t max);

@@ -21,9 +21,6 @@ void wpt_look_prune_files(struct wpt_look *l);
 /* Before the areas are looked at: memory that the kernel writes to without a fault. */
 int wpt_look_pinned(struct wpt_look *l);
 
-/* Changes by system call that were reported since are noted for the next look; whether there were any. */
-bool wpt_look_poll(struct wpt_tracker *t);
-
 /* After the areas were looked at: everything else that write protection does not see. */
 int wpt_look_bypasses(struct wpt_look *l);
 

@@ -116,7 +116,7 @@ plant 'sync: a page that was not reported is protected too' scan.c \
 	's/s->regions\[i\]\.start - end <= s->bridge/s->regions[i].start - end <= (64 << 12)/' \
 	torture_test sync-anon "$wrong"
 plant 'cow: a write goes through before its page is saved' fault.c \
-	's/(\ts->addr = page;\n\ts->next = NULL;\n)/$1\tresolve(f, page);\n/; s/&& wpt_faults_intact\(f, a, page\)//' \
+	's/(\ts->addr = page;\n\ts->next = NULL;\n)/$1\tresolve(f, page);\n/; s/&& is_intact\(f, page\)//' \
 	cow_test 'writers*' 'VIOLATED'
 plant 'cow: a page is left to be saved that is not protected' cow.c \
 	's/(\treturn wpt_ledger_pend\()/\twpt_kern_unprotect(k->t->how.uffd, *from, *from + WPT_PAGE);\n$1/; s/(static bool is_intact\(.*?\n\{\n.*?\n\n)/$1\treturn true;\n/s' \
