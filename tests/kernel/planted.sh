@@ -148,7 +148,7 @@ plant_written 'WP_WRITTEN: only pages that are there are collected' look.c \
 	's/(static int collect_written.*?)&wpt_match_written/static const struct wpt_scan_match there = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };\n$1&there/s' \
 	torture_test thp "$wrong"
 plant_written 'WP_WRITTEN: what must be compared is not' copy.c \
-	's/err = copy_span\(c, unknown, unknown_end\);/err = c->all ? copy_span(c, unknown, unknown_end) : 0;/' \
+	's/err = copy_span\(c, unknown, unknown_end\);/err = unknown_end - unknown == a->end - a->start ? copy_span(c, unknown, unknown_end) : 0;/' \
 	torture_test anon "$wrong"
 plant_written 'WP_WRITTEN: private pages that are in swap are read from the file' copy.c \
 	's/a->kind == WPT_KIND_HUGETLB_PRIVATE \? &present : &wpt_match_populated/&present/' \
