@@ -47,7 +47,7 @@ struct sweep {
 	struct wpt_unpacker *unpackers; /* one a thread; the first is the caller's as long as there is no pipe */
 	struct wpt_pipe *pipe;
 	struct job *jobs;
-	uint64_t done;                /* bytes that were taken, atomic */
+	size_t done;                  /* pages that were taken, atomic: not of 64 bits, which not every machine has */
 };
 
 /* ---- opening ---- */
@@ -156,7 +156,7 @@ static int unpack_frame(struct sweep *s, struct wpt_unpacker *u, uint32_t i, uin
 		if (!rc)
 			rc = s->take(s->arg, &s->pieces[s->by_frame[i]], from);
 		if (!rc)
-			__atomic_fetch_add(&s->done, run->end - run->start, __ATOMIC_RELAXED);
+			__atomic_fetch_add(&s->done, (size_t)((run->end - run->start) / WPT_PAGE), __ATOMIC_RELAXED);
 	}
 	return rc;
 }
@@ -278,7 +278,7 @@ static void window_add(struct sweep *s, const struct wpt_view_run *run, size_t o
 struct scattering {
 	struct sweep sweep;
 	const struct wpt_scatter *to;
-	uint64_t reported;
+	size_t reported;
 };
 
 static int scatter_take(void *arg, const struct piece *piece, const uint8_t *pages)
@@ -291,10 +291,10 @@ static int scatter_take(void *arg, const struct piece *piece, const uint8_t *pag
 static int scatter_report(void *arg)
 {
 	struct scattering *x = arg;
-	uint64_t done = __atomic_load_n(&x->sweep.done, __ATOMIC_RELAXED), more = done - x->reported;
+	size_t done = __atomic_load_n(&x->sweep.done, __ATOMIC_RELAXED), more = done - x->reported;
 
 	x->reported = done;
-	return more && x->to->progress ? x->to->progress(x->to->arg, more) : 0;
+	return more && x->to->progress ? x->to->progress(x->to->arg, (uint64_t)more * WPT_PAGE) : 0;
 }
 
 static int scatter_all(struct scattering *x)

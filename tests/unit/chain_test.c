@@ -224,10 +224,12 @@ static void submit_ranges(struct model *m, struct wpt_layer_writer *w)
 	for (i = 0; i < NR_PAGES; i++) {
 		if (m->pages[i].view == WPT_VIEW_UNTRACKED)
 			continue;
-		if (nr && ranges[nr - 1].end == addr_of(i))
+		if (nr && ranges[nr - 1].end == addr_of(i)) {
 			ranges[nr - 1].end = addr_of(i + 1);
-		else
-			ranges[nr++] = (struct wpt_layer_range){ addr_of(i), addr_of(i + 1), WPT_KIND_ANON, 0, nr % 2 ? "odd" : "/a/even" };
+		} else {
+			ranges[nr] = (struct wpt_layer_range){ addr_of(i), addr_of(i + 1), WPT_KIND_ANON, 0, nr % 2 ? "odd" : "/a/even" };
+			nr++;
+		}
 	}
 	assert_int_equal(wpt_layer_ranges(w, ranges, nr), 0);
 	free(ranges);
