@@ -9,6 +9,9 @@
  * A thread is stopped when the keeper has seen its stop. All are when every thread on the list is, and the kernel counts as many
  * threads as the list: none of them can have made another one then.
  *
+ * A thread that executes another program first waits for all others of its process to be dead and reaped, by their tracer if they have one, and
+ * meanwhile holds a lock that PTRACE_SEIZE needs. So the dead are reaped while the keeper waits: for a stop, and, by a signal handler, for the lock.
+ *
  * Synchronization: `state` is a futex word. The keeper owns the rest of struct wpt_stop while it is ASKED, the caller otherwise.
  */
 #include "target_impl.h"
@@ -17,6 +20,7 @@
 #include <linux/futex.h>
 #include <linux/stat.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
@@ -82,6 +86,8 @@ struct wpt_stop {
 	struct wpt_vec *registers;
 	size_t hint, other;
 	bool found;
+	volatile sig_atomic_t seizing;
+	sigjmp_buf too_late;
 	char *stack;
 };
 
@@ -133,6 +139,8 @@ static int seize_failed(struct wpt_stop *s, const struct process *p, struct thre
 	struct wpt_proc_status st;
 	char path[64];
 
+	if (rc == -WPT_E_STOP_TIMEOUT)
+		return (int)rc;
 	th->gone = true;
 	if (rc == -ESRCH)
 		return 0;
@@ -145,7 +153,82 @@ static int seize_failed(struct wpt_stop *s, const struct process *p, struct thre
 	}
 	if (p->pid != s->target->pid)
 		return -WPT_E_SHARED_VM;
-	return st.tracer ? -WPT_E_TRACED : (int)rc;
+	th->gone = st.tracer != (pid_t)wpt_sys(SYS_getpid);
+	return !th->gone ? 0 : st.tracer ? -WPT_E_TRACED : (int)rc;
+}
+
+/*
+ * What has become of a thread since it was seized. A signal that it was about to take is handed back at the release. The other stops, by
+ * our interrupt or by a stop signal, carry none.
+ */
+static void note_status(struct thread *th)
+{
+	int status;
+	long rc = wpt_sys(SYS_wait4, th->tid, &status, WNOHANG | __WALL, NULL);
+
+	if (rc == th->tid && WIFSTOPPED(status)) {
+		th->stopped = true;
+		th->signal = status >> 16 ? 0 : WSTOPSIG(status);
+	} else if (rc && rc != -EINTR) {
+		th->stopped = false;
+		th->gone = true;
+	}
+}
+
+/* As many as `n` of the list, which are seized. A wait for whoever ended would take the stops of the others too. */
+static void look_around(struct wpt_stop *s, size_t n)
+{
+	size_t i;
+
+	for (i = 0; i < n; i++)
+		if (!thread_at(s, i)->gone && !thread_at(s, i)->zombie)
+			note_status(thread_at(s, i));
+}
+
+/* Every POLL_NS while threads are stopped. A PTRACE_SEIZE that waits is begun anew, unless it is too late. The last thread is not seized yet. */
+static void on_tick(int sig, siginfo_t *from, void *context)
+{
+	struct wpt_stop *s = from->si_ptr;
+
+	(void)sig;
+	(void)context;
+	if (!s->seizing)
+		return;
+	look_around(s, s->threads.count - 1);
+	if (wpt_now_ns() >= s->deadline)
+		siglongjmp(s->too_late, 1);
+}
+
+static int ticks_start(struct wpt_stop *s, int *timer)
+{
+	struct sigaction act = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO };
+	struct itimerspec every = { { 0, POLL_NS }, { 0, POLL_NS } };
+	uint64_t sigalrm = UINT64_C(1) << (SIGALRM - 1);
+	struct sigevent event;
+	long rc;
+
+	memset(&event, 0, sizeof(event));
+	event.sigev_notify = SIGEV_SIGNAL;
+	event.sigev_signo = SIGALRM;
+	event.sigev_value.sival_ptr = s;
+	sigaction(SIGALRM, &act, NULL);
+	wpt_sys(SYS_rt_sigprocmask, SIG_UNBLOCK, &sigalrm, NULL, sizeof(sigalrm));
+	rc = wpt_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, timer);
+	return rc ? (int)rc : (int)wpt_sys(SYS_timer_settime, *timer, 0, &every, NULL);
+}
+
+static int seize_thread(struct wpt_stop *s, pid_t tid)
+{
+	long rc;
+
+	if (sigsetjmp(s->too_late, 0)) {
+		rc = -WPT_E_STOP_TIMEOUT;
+	} else {
+		s->seizing = 1;
+		rc = wpt_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, 0);
+	}
+	s->seizing = 0;
+	return (int)rc;
 }
 
 struct pass {
@@ -161,6 +244,7 @@ static int seize(void *arg, uint64_t number)
 	pid_t tid = (pid_t)number;
 	struct thread *th;
 	size_t i, n = s->threads.count;
+	int tries;
 	long rc;
 
 	for (i = 0; i < n; i++, s->hint++) {
@@ -176,36 +260,32 @@ static int seize(void *arg, uint64_t number)
 	th->pid = pass->p.pid;
 	th->tid = tid;
 	pass->added++;
-	rc = wpt_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, 0);
-	if (!rc)
-		rc = wpt_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
-	return rc ? seize_failed(s, &pass->p, th, rc) : 0;
+	/* A leader that can't be seized because it ended may be another thread by the time it is looked at. */
+	for (tries = 0; tries < 3; tries++) {
+		th->gone = false;
+		rc = seize_thread(s, tid);
+		/* One that is dead by now is left to be reaped. */
+		if (!rc)
+			wpt_sys(SYS_ptrace, PTRACE_INTERRUPT, tid, 0, 0);
+		else
+			rc = seize_failed(s, &pass->p, th, rc);
+		if (rc != -EPERM)
+			break;
+	}
+	return (int)rc;
 }
 
-/*
- * A signal that the thread was about to take is handed back at the release. The other stops, by our interrupt or by a stop signal, carry
- * none.
- */
 static int wait_thread(struct wpt_stop *s, const struct process *p, struct thread *th)
 {
 	uint64_t sigchld = UINT64_C(1) << (SIGCHLD - 1), now;
 	struct timespec ts = { 0, 0 };
 	struct wpt_proc_stat st;
 	char path[64];
-	int status;
-	long rc;
 
 	for (;;) {
-		rc = wpt_sys(SYS_wait4, th->tid, &status, WNOHANG | __WALL, NULL);
-		if (rc == th->tid && WIFSTOPPED(status)) {
-			th->stopped = true;
-			th->signal = status >> 16 ? 0 : WSTOPSIG(status);
+		note_status(th);
+		if (th->stopped || th->gone)
 			return 0;
-		}
-		if (rc && rc != -EINTR) {
-			th->gone = true;
-			return 0;
-		}
 		now = wpt_now_ns();
 		if (now >= s->deadline)
 			return -WPT_E_STOP_TIMEOUT;
@@ -217,6 +297,7 @@ static int wait_thread(struct wpt_stop *s, const struct process *p, struct threa
 			th->zombie = true;
 			return 0;
 		}
+		look_around(s, s->threads.count);
 	}
 }
 
@@ -234,10 +315,10 @@ static int stop_process(struct wpt_stop *s, size_t index)
 {
 	struct pass pass = { s, *process_at(s, index), 0 };
 	struct thread *th;
-	size_t i, stopped;
+	size_t i, stopped, passes;
 	int rc;
 
-	for (;;) {
+	for (passes = 0;; passes++) {
 		pass.added = 0;
 		rc = wpt_proc_numbers(pass.p.task, seize, &pass);
 		if (rc && rc != -ENOENT && rc != -ESRCH)
@@ -246,7 +327,10 @@ static int stop_process(struct wpt_stop *s, size_t index)
 			th = thread_at(s, i);
 			if (th->pid != pass.p.pid || th->gone)
 				continue;
-			rc = th->stopped || th->zombie ? 0 : wait_thread(s, &pass.p, th);
+			/* It may have been killed since. */
+			if (passes > 1 && th->stopped)
+				note_status(th);
+			rc = th->stopped || th->gone || th->zombie ? 0 : wait_thread(s, &pass.p, th);
 			if (rc)
 				return rc;
 			stopped += !th->gone;
@@ -452,12 +536,16 @@ static int keeper(void *arg)
 {
 	struct sigaction act = { .sa_handler = SIG_DFL };
 	struct wpt_stop *s = arg;
-	int rc;
+	int timer, rc;
 
 	/* The parent's SIGCHLD may be ignored, and then nobody would wake us; this process has handlers of its own. */
 	sigaction(SIGCHLD, &act, NULL);
 	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-	rc = wpt_sys(SYS_getppid) == s->self ? stop_all(s) : -ECANCELED;
+	rc = wpt_sys(SYS_getppid) == s->self ? ticks_start(s, &timer) : -ECANCELED;
+	if (!rc) {
+		rc = stop_all(s);
+		wpt_sys(SYS_timer_delete, timer);
+	}
 	if (rc) {
 		release_all(s);
 		s->result = rc;

@@ -55,6 +55,37 @@ static void mode_exec(bool shared)
 	_exit(94);
 }
 
+static void *exec_thread(void *arg)
+{
+	wait_byte();
+	execl("/proc/self/exe", "target", "impostor", NULL);
+	_exit(94);
+	return arg;
+}
+
+static void *pause_thread(void *arg)
+{
+	for (;;)
+		pause();
+	return arg;
+}
+
+/* One of several threads executes another program: the first or another. */
+static void mode_exec_one_of(bool first)
+{
+	pthread_t th;
+	int i;
+
+	map_pages(MAGIC_A);
+	for (i = 0; i < 8; i++)
+		if (pthread_create(&th, NULL, i == 4 && !first ? exec_thread : pause_thread, NULL))
+			_exit(93);
+	sh->ready = 1;
+	if (first)
+		exec_thread(NULL);
+	pause_thread(NULL);
+}
+
 static void mode_impostor(void)
 {
 	map_pages(MAGIC_B);
@@ -173,6 +204,8 @@ static int target_main(const char *mode)
 		mode_exec(false);
 	else if (!strcmp(mode, "exshared"))
 		mode_exec(true);
+	else if (!strcmp(mode, "exec-first") || !strcmp(mode, "exec-other"))
+		mode_exec_one_of(!strcmp(mode, "exec-first"));
 	return 0;
 }
 
@@ -415,6 +448,34 @@ static void test_exec(void **state)
 		execute("exshared", true);
 		execute("exshared", false);
 		personality((unsigned long)persona);
+	}
+}
+
+/*
+ * Stopped again and again while one of its threads executes another program, which waits for all others to be dead and reaped: never held
+ * until the deadline.
+ */
+static void test_exec_while_stopping(void **state)
+{
+	unsigned int seed = 1;
+	struct wpt_target *t;
+	struct fixture f;
+	int i, rc;
+
+	(void)state;
+	for (i = 0; i < rounds(60); i++) {
+		fixture_start(&f, i & 1 ? "exec-first" : "exec-other", 0);
+		t = attach_only(f.pid);
+		fixture_wake(&f);
+		sleep_us((unsigned)rand_r(&seed) % 300);
+		while ((rc = wpt_target_stop(t, NULL)) == 0)
+			wpt_target_resume(t);
+		assert_int_equal(rc, -WPT_E_GONE);
+		wpt_target_close(t);
+		while (f.sh->ready != 2)
+			sleep_us(100);
+		fixture_wake(&f);
+		fixture_finish(&f, 0);
 	}
 }
 
@@ -881,6 +942,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_self),
 		cmocka_unit_test(test_forked),
 		cmocka_unit_test(test_exec),
+		cmocka_unit_test(test_exec_while_stopping),
 		cmocka_unit_test(test_exit),
 		cmocka_unit_test(test_token),
 		cmocka_unit_test(test_sharers),
