@@ -8,10 +8,17 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "sys.h"
+
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
+#define PIECE (UINT64_C(2) << 20)
 #define FRESH_NS 30000000ll /* a few ticks of the slowest clock */
 
 /* ---- files ---- */
@@ -126,6 +133,47 @@ static void note_times(struct wpt_tracker *t)
 		file->ctime = st.st_ctim;
 		file->fresh = (now.tv_sec - st.st_ctim.tv_sec) * 1000000000ll + (now.tv_nsec - st.st_ctim.tv_nsec) < FRESH_NS;
 	}
+}
+
+/* Whether the file has pages in memory there; also if that can't be found out. */
+static bool is_cached(int fd, uint64_t offset, uint64_t len)
+{
+	struct {
+		uint64_t off, len;
+	} range = { offset, len };
+	struct {
+		uint64_t nr_cache, nr_dirty, nr_writeback, nr_evicted, nr_recently_evicted;
+	} stat;
+
+	return wpt_sys(SYS_cachestat, fd, &range, &stat, 0) != 0 || stat.nr_cache;
+}
+
+/*
+ * A hole punched in part of a large page that somebody reads or has pinned at that moment is none: the kernel zeroes the part in its place
+ * (tried; our own copying is such a reader), and all that is left to see is that the target has it mapped no more. So of a file that changed,
+ * what is in memory and not mapped is compared. What is in swap was not zeroed so, or had to be swapped out since.
+ */
+static int compare_unmapped(struct wpt_tracker *t, const struct wpt_area *a, int fd, size_t *i)
+{
+	const struct wpt_span *span;
+	uint64_t at, stop;
+	enum wpt_known known;
+	int err = 0;
+
+	for (; *i < t->unmapped.count && !err; ++*i) {
+		span = wpt_vec_at(&t->unmapped, struct wpt_span, *i);
+		if (span->start >= a->end)
+			break;
+		for (at = span->start; span->start >= a->start && !err; at = stop) {
+			at = wpt_ledger_next_nonzero(t->ledger, at, span->end, &known);
+			if (at == span->end)
+				break;
+			stop = WPT_MIN(span->end, WPT_ALIGN_DOWN(at, PIECE) + PIECE);
+			if (is_cached(fd, a->offset + (at - a->start), stop - at))
+				err = wpt_tracker_unknown(t, at, stop);
+		}
+	}
+	return err;
 }
 
 static void count_areas(struct wpt_look *l)
@@ -296,7 +344,7 @@ int wpt_look_bypasses(struct wpt_look *l)
 	struct wpt_tracker *t = l->t;
 	const struct wpt_file *file;
 	struct wpt_area *a;
-	size_t i;
+	size_t i, unmapped = 0;
 	int err = 0;
 
 	count_areas(l);
@@ -325,6 +373,8 @@ int wpt_look_bypasses(struct wpt_look *l)
 			a->reason = WPT_REASON_UNINSPECTABLE;
 		if (a->reason != WPT_REASON_NONE || (file && (file->changed || (a->private_file && file->times_changed))))
 			err = wpt_tracker_unknown(t, a->start, a->end);
+		else if (a->kind == WPT_KIND_SHMEM && !a->exact && file->times_changed)
+			err = compare_unmapped(t, a, file->fd, &unmapped);
 	}
 	if (!err)
 		err = spread_all(l);

@@ -53,134 +53,6 @@ void wpt_copy_unstage(struct wpt_copy *c)
 	c->staging = false;
 }
 
-static uint8_t *batch_slot(const struct wpt_batch *b, uint32_t page)
-{
-	return b->data + (size_t)page * WPT_PAGE;
-}
-
-static bool is_torn_scan(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *at, uint64_t *run_end)
-{
-	struct wpt_page_region run;
-	int got;
-
-	if (c->area->kind == WPT_KIND_REPORTED) {
-		*at = wpt_ledger_next_dirty(c->t->ledger, start, end, run_end);
-		return *at < end;
-	}
-	wpt_scan_start(&c->check, start, end, wpt_area_written(c->area), false);
-	got = wpt_scan_next(&c->check, &run);
-	if (got == 0)
-		return false;
-	*at = got < 0 ? start : run.start;
-	*run_end = got < 0 ? end : run.end;
-	return true;
-}
-
-/* What the kernel forgets here stays in the taken or unknown pages of this link. */
-static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
-{
-	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE && !c->area->exact;
-	struct wpt_page_region run;
-
-	c->check.unit = c->area->page_size > WPT_PAGE ? c->area->page_size : 0;
-	wpt_scan_start(&c->check, start, end, private && !c->area->sparse ? &wpt_match_private_file : wpt_area_written(c->area), true);
-	while (wpt_scan_next(&c->check, &run) > 0)
-		if (private)
-			wpt_tracker_note_cowed(c->t, &run);
-}
-
-/* Memory that can't be protected: what reads the same twice is taken for one instant. */
-static bool is_torn_read(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_t slot)
-{
-	uint64_t page[WPT_PAGE / 8];
-	bool torn = false;
-
-	for (; start < end; start += WPT_PAGE, slot++) {
-		if (wpt_target_read(c->t->target, start, page, WPT_PAGE) != WPT_PAGE || memcmp(page, batch_slot(c->batch, slot), WPT_PAGE) == 0)
-			continue;
-		memcpy(batch_slot(c->batch, slot), page, WPT_PAGE);
-		torn = true;
-	}
-	return torn;
-}
-
-/* Copies a run of the batch again, after protecting it again, until it stays clean or `retries` are used up. */
-static void copy_again(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_t slot)
-{
-	uint64_t at, run_end, page;
-	unsigned int attempt;
-
-	for (attempt = 0; attempt < c->retries && c->area->untracked; attempt++)
-		if (!is_torn_read(c, start, end, slot))
-			return;
-	for (attempt = 0; attempt < c->retries && !c->area->untracked && c->area->kind != WPT_KIND_REPORTED; attempt++) {
-		protect_again(c, start, end);
-		if (wpt_target_read(c->t->target, start, batch_slot(c->batch, slot), end - start) != (ssize_t)(end - start))
-			break;
-		if (!is_torn_scan(c, start, end, &at, &run_end))
-			return;
-	}
-	/* Protected again and perhaps not copied since: the next link looks again, whatever the kernel says of them then. */
-	wpt_ledger_dirty(c->t->ledger, start, end);
-	for (page = start; page < end; page += WPT_PAGE)
-		c->torn[slot + ((page - start) >> WPT_PAGE_SHIFT)] = 1;
-}
-
-/* Splits data items by the torn pages in them. A batch without room for more items flags all of the item. */
-static void split_torn(struct wpt_copy *c)
-{
-	struct wpt_batch *b = c->batch;
-	struct wpt_item item, *out;
-	uint32_t i, slot = 0, n;
-	uint64_t k, run;
-
-	for (i = 0; i < b->nr_items; i++) {
-		if (b->items[i].kind != WPT_ITEM_DATA)
-			continue;
-		item = b->items[i];
-		for (run = 1; run < item.nr_pages && c->torn[slot + run] == c->torn[slot]; run++)
-			;
-		if (run < item.nr_pages && b->nr_items == WPT_BATCH_ITEMS) {
-			for (k = 0; k < item.nr_pages; k++)
-				c->torn[slot + k] = 1;
-			run = item.nr_pages;
-		}
-		out = &b->items[i];
-		out->kind = c->torn[slot] ? WPT_ITEM_TORN : WPT_ITEM_DATA;
-		out->nr_pages = run;
-		slot += (uint32_t)run;
-		if (run == item.nr_pages)
-			continue;
-		n = b->nr_items - i - 1;
-		memmove(out + 2, out + 1, n * sizeof(*out));
-		out[1] = (struct wpt_item){ item.addr + run * WPT_PAGE, item.nr_pages - run, WPT_ITEM_DATA };
-		b->nr_items++;
-	}
-}
-
-static void check_torn(struct wpt_copy *c)
-{
-	const struct wpt_item *item;
-	uint64_t at, run_end, end;
-	uint32_t i, slot = 0;
-	bool any = false;
-
-	memset(c->torn, 0, sizeof(c->torn));
-	for (i = 0; i < c->batch->nr_items; i++) {
-		item = &c->batch->items[i];
-		if (item->kind != WPT_ITEM_DATA)
-			continue;
-		end = item->addr + item->nr_pages * WPT_PAGE;
-		for (at = item->addr; at < end && is_torn_scan(c, at, end, &at, &run_end); at = run_end) {
-			copy_again(c, at, run_end, slot + (uint32_t)((at - item->addr) >> WPT_PAGE_SHIFT));
-			any = true;
-		}
-		slot += (uint32_t)item->nr_pages;
-	}
-	if (any)
-		split_torn(c);
-}
-
 static int batch_submit(struct wpt_copy *c)
 {
 	struct wpt_batch *b = c->batch;
@@ -188,7 +60,7 @@ static int batch_submit(struct wpt_copy *c)
 	if (!b)
 		return 0;
 	if (c->check_torn && b->nr_pages)
-		check_torn(c);
+		wpt_copy_check_torn(c);
 	c->batch = NULL;
 	return wpt_layer_batch_submit(c->w, b);
 }
@@ -224,7 +96,7 @@ static void item_add(struct wpt_copy *c, uint64_t addr, uint64_t nr_pages, uint3
 
 	if (kind == WPT_ITEM_DATA) {
 		if (c->staging && !c->err)
-			c->err = wpt_ledger_stage(c->t->ledger, addr, nr_pages, slot_of(c, batch_slot(b, b->nr_pages)));
+			c->err = wpt_ledger_stage(c->t->ledger, addr, nr_pages, slot_of(c, wpt_batch_slot(b, b->nr_pages)));
 		b->nr_pages += (uint32_t)nr_pages;
 	}
 	if (last && last->kind == kind && last->addr + last->nr_pages * WPT_PAGE == addr)
@@ -285,7 +157,7 @@ static int add_single(struct wpt_copy *c, uint64_t addr)
 
 	if (err)
 		return err;
-	got = wpt_target_read(c->t->target, addr, batch_slot(c->batch, c->batch->nr_pages), WPT_PAGE);
+	got = wpt_target_read(c->t->target, addr, wpt_batch_slot(c->batch, c->batch->nr_pages), WPT_PAGE);
 	if (got == WPT_PAGE) {
 		item_add(c, addr, 1, WPT_ITEM_DATA);
 		return 0;
@@ -305,7 +177,7 @@ static int pieces_flush(struct wpt_copy *c)
 		return 0;
 	c->nr_pieces = 0;
 	c->piece_pages = 0;
-	got = wpt_target_readv(c->t->target, c->pieces, nr, batch_slot(c->batch, c->batch->nr_pages));
+	got = wpt_target_readv(c->t->target, c->pieces, nr, wpt_batch_slot(c->batch, c->batch->nr_pages));
 	if (got == (ssize_t)bytes) {
 		for (i = 0; i < nr; i++)
 			item_add(c, c->pieces[i].addr, c->pieces[i].len / WPT_PAGE, WPT_ITEM_DATA);
@@ -452,7 +324,7 @@ static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t en
 		if (staged == start)
 			wpt_ledger_unstage(c->t->ledger, start);
 		n = staged == start ? 1 : (staged - start) / WPT_PAGE;
-		got = pread(fd, batch_slot(c->batch, c->batch->nr_pages), n * WPT_PAGE, (off_t)offset);
+		got = pread(fd, wpt_batch_slot(c->batch, c->batch->nr_pages), n * WPT_PAGE, (off_t)offset);
 		if (got < 0 && errno == EINTR)
 			continue;
 		if (got < 0) {
@@ -608,6 +480,19 @@ static int emit_private_exact(struct wpt_copy *c, uint64_t start, uint64_t end)
 }
 
 /*
+ * What is read while the target runs may have become its own since the look, and be given back before the next, which would see nothing of that where
+ * there are no markers: it is taken for COWed.
+ */
+static int note_read(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	int err = 0;
+
+	for (; (c->round || c->check_torn) && c->area->sparse && start < end && !err; start += WPT_PAGE)
+		err = wpt_ledger_set_cowed(c->t->ledger, start, true);
+	return err;
+}
+
+/*
  * Candidates of a private mapping where the file has data: what is present or COWed is read through the mapping, the rest from the file.
  */
 static int emit_private(struct wpt_copy *c, uint64_t start, uint64_t end)
@@ -628,7 +513,9 @@ static int emit_private(struct wpt_copy *c, uint64_t start, uint64_t end)
 			return got;
 		if (run.start <= at) {
 			stop = WPT_MIN(run.end, end);
-			err = add_mapped(c, at, stop);
+			err = note_read(c, at, stop);
+			if (!err)
+				err = add_mapped(c, at, stop);
 			continue;
 		}
 		stop = WPT_MIN(run.start, end);

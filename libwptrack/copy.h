@@ -52,6 +52,14 @@ void wpt_copy_close(struct wpt_copy *c);
 /* Before the writer's threads get at the batches: what is in them stays as it is. */
 void wpt_copy_unstage(struct wpt_copy *c);
 
+static inline uint8_t *wpt_batch_slot(const struct wpt_batch *b, uint32_t page)
+{
+	return b->data + (size_t)page * WPT_PAGE;
+}
+
+/* Of the batch in hand: what was written while it was copied is copied again, or flagged. */
+void wpt_copy_check_torn(struct wpt_copy *c);
+
 /* One pass over the plan. All that it found is submitted, or there was an error. */
 int wpt_copy_run(struct wpt_copy *c);
 

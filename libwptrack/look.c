@@ -564,6 +564,34 @@ static int collect_told(struct wpt_look *l, struct wpt_area *a, uint64_t start, 
 	return err ? err : got;
 }
 
+/*
+ * Every place had a marker or a page: where neither is, a zap took it, and perhaps a write before that. Where a page of a memfd only has its
+ * marker, see wpt_look_bypasses().
+ */
+static int collect_unmapped(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match match = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT, .report = PAGE_IS_SWAPPED };
+	struct wpt_page_region run;
+	struct wpt_span *span;
+	enum wpt_known known;
+	int got, err = 0;
+
+	if (a->kind != WPT_KIND_SHMEM)
+		return collect_matching(l, start, end, &wpt_match_none);
+	wpt_scan_start(&l->t->scan, start, end, &match, false);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0) {
+		if (!(run.categories & PAGE_IS_SWAPPED)) {
+			err = wpt_ledger_dirty(l->t->ledger, run.start, run.end);
+		} else if (wpt_ledger_next_nonzero(l->t->ledger, run.start, run.end, &known) < run.end) {
+			span = wpt_vec_push(&l->t->unmapped);
+			if (!span)
+				return -ENOMEM;
+			*span = (struct wpt_span){ run.start, run.end };
+		}
+	}
+	return err ? err : got;
+}
+
 static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
@@ -599,9 +627,8 @@ static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 		return err ? err : got;
 	if (a->sparse)
 		return wpt_tracker_learn_cowed(l->t, &l->t->scan, start, end);
-	/* Every page had a marker or was mapped: where neither is, a zap took it, and perhaps a write before that. */
 	if (has_markers(a))
-		return collect_matching(l, start, end, &wpt_match_none);
+		return collect_unmapped(l, a, start, end);
 	/* A huge page that is not mapped may hold anything: hugetlb has no markers for what a zap took. */
 	if (a->kind == WPT_KIND_HUGETLB_SHARED)
 		err = collect_matching(l, start, end, &not_present);
@@ -758,6 +785,7 @@ static int look_once(struct wpt_look *l)
 	if (err)
 		return err;
 	t->scan.slice = l->stopped ? 0 : SCAN_SLICE;
+	wpt_vec_clear(&t->unmapped);
 	err = wpt_target_maps(t->target, &t->maps);
 	if (!err)
 		err = plan_build(l);

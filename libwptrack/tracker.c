@@ -22,7 +22,7 @@ static int tracker_alloc(struct wpt_tracker **out, const struct wpt_tracker_opti
 	t->flags = o->flags;
 	t->backend = o->backend;
 	t->files.elem_size = sizeof(struct wpt_file);
-	t->unknown.elem_size = t->uncovered.elem_size = sizeof(struct wpt_span);
+	t->unknown.elem_size = t->uncovered.elem_size = t->unmapped.elem_size = sizeof(struct wpt_span);
 	t->pinned.elem_size = sizeof(struct wpt_piece);
 	t->how = (struct wpt_scan_how){ .pagemap = -1, .uffd = -1 };
 	err = wpt_ledger_open(&t->ledger);
@@ -209,6 +209,7 @@ void wpt_tracker_close(struct wpt_tracker *t)
 	wpt_vec_free(&t->files);
 	wpt_vec_free(&t->unknown);
 	wpt_vec_free(&t->uncovered);
+	wpt_vec_free(&t->unmapped);
 	wpt_vec_free(&t->pinned);
 	pthread_mutex_destroy(&t->lock);
 	free(t);

@@ -89,6 +89,7 @@ struct wpt_tracker {
 	struct wpt_vec files;      /* struct wpt_file */
 	struct wpt_vec unknown;    /* struct wpt_span, ascending, apart: kept until a link that compared them is durable */
 	struct wpt_vec uncovered;  /* struct wpt_span: left the plan since this was cleared */
+	struct wpt_vec unmapped;   /* struct wpt_span: of shared memory, what had no page but a marker at the last look */
 	struct wpt_vec pinned;     /* struct wpt_piece: always dirty */
 	struct wpt_maps maps;
 	struct wpt_scan_how how;

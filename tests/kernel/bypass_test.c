@@ -5,6 +5,8 @@
  */
 #include "torture_util.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <sys/syscall.h>
 
 #define PAGES 256u
@@ -330,6 +332,157 @@ static void private_mapping_of_a_file_that_changes(void **state)
 	}
 }
 
+/* ---- the target goes on while it is copied ---- */
+
+struct churn {
+	char *m;
+	int fd;
+	size_t bytes;
+	atomic_bool stop, park, parked;
+	uint64_t rng;
+};
+
+static int churn_park(void *arg)
+{
+	struct churn *c = arg;
+
+	atomic_store(&c->park, true);
+	while (!atomic_load(&c->parked))
+		usleep(10);
+	return 0;
+}
+
+static void churn_go_on(struct churn *c)
+{
+	atomic_store(&c->park, false);
+	while (atomic_load(&c->parked))
+		usleep(10);
+}
+
+static void churn_rest(struct churn *c)
+{
+	if (!atomic_load(&c->park))
+		return;
+	atomic_store(&c->parked, true);
+	while (atomic_load(&c->park))
+		usleep(10);
+	atomic_store(&c->parked, false);
+}
+
+static void *churn_read(void *arg)
+{
+	static char buf[256 * TP];
+	struct churn *c = arg;
+
+	while (!atomic_load(&c->stop))
+		for (size_t at = 0; at < c->bytes; at += sizeof(buf))
+			if (pread(c->fd, buf, sizeof(buf), (off_t)at) < 0)
+				return c;
+	return NULL;
+}
+
+/*
+ * What is punched out of a large page while somebody reads it is not a hole but zeroed in its place, and only the time of change and that it is
+ * mapped no more tell. Seldom otherwise, and of most pages here.
+ */
+static void large_page_that_is_punched_while_it_is_read(void **state)
+{
+	const size_t huge = 2 << 20;
+	struct churn c = { .fd = new_memfd(), .bytes = 2 * huge };
+	unsigned holes = 0, punched = 0;
+	pthread_t reader;
+	struct fix f;
+	char *room;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	assert_int_equal(ftruncate(c.fd, (off_t)c.bytes), 0);
+	room = fix_map(c.bytes + huge, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	c.m = room + (huge - (uintptr_t)room % huge) % huge;
+	assert_true(mmap(c.m, c.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, c.fd, 0) == c.m);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, c.m, c.bytes);
+	fix_writer(&f);
+	assert_int_equal(pthread_create(&reader, NULL, churn_read, &c), 0);
+	for (unsigned i = 0; i < 100 && punched - holes < 10; i++) {
+		fix_fill(c.m, c.bytes, i);
+		madvise(c.m, c.bytes, MADV_COLLAPSE);
+		fix_take_and_check(&f);
+		for (size_t page = i * 37 % 512; page < c.bytes / TP; page += 512, punched++) {
+			off_t at = (off_t)(page * TP);
+
+			assert_int_equal(fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, TP), 0);
+			holes += lseek(c.fd, at, SEEK_HOLE) == at;
+		}
+		fix_take_and_check(&f);
+	}
+	print_message("# of %u pages that were punched %u are holes\n", punched, holes);
+	atomic_store(&c.stop, true);
+	pthread_join(reader, NULL);
+	fix_close(&f);
+	munmap(room, c.bytes + huge);
+	close(c.fd);
+}
+
+static void *churn_give_back(void *arg)
+{
+	struct churn *c = arg;
+
+	while (!atomic_load(&c->stop)) {
+		uint64_t r = c->rng = c->rng * 6364136223846793005u + 1442695040888963407u;
+		size_t page = (r >> 33) % (c->bytes / TP - 8), nr = 1 + (r >> 20) % 8;
+
+		churn_rest(c);
+		if (r >> 60 & 1)
+			memset(c->m + page * TP, (int)(r >> 25), nr * TP);
+		else
+			madvise(c->m + page * TP, nr * TP, MADV_DONTNEED);
+	}
+	return NULL;
+}
+
+/* Bases of memory that is written and given back all the time: what a round copied may be gone, and the file's again, before the next look. */
+static void private_pages_that_are_given_back_while_they_are_copied(void **state)
+{
+	static const uint32_t backends[] = { WPT_BACKEND_ASYNC, WPT_BACKEND_SYNC };
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned b = 0; b < 2; b++) {
+		struct churn c = { .fd = new_memfd(), .bytes = 4 << 20, .rng = 1 };
+		struct wpt_take_options o = { .size = sizeof(o), .quiesce = churn_park, .arg = &c, .max_rounds = 3, .target_pause_us = 1 };
+		pthread_t churning;
+		struct fix f;
+
+		assert_int_equal(ftruncate(c.fd, (off_t)c.bytes), 0);
+		c.m = fix_map(c.bytes, MAP_SHARED, c.fd);
+		fix_fill(c.m, c.bytes, 6);
+		munmap(c.m, c.bytes);
+		c.m = fix_map(c.bytes, MAP_PRIVATE, c.fd);
+		fix_tracker(&f, 0, backends[b], WPT_TRACK_ASSUME_SOLE_WRITER);
+		fix_add(&f, c.m, c.bytes);
+		assert_int_equal(pthread_create(&churning, NULL, churn_give_back, &c), 0);
+		for (unsigned i = 0; i < 15; i++) {
+			fix_writer(&f);
+			for (unsigned link = 0; link < 2; link++) {
+				assert_int_equal(fix_try(&f, &o), 0);
+				assert_int_equal(fix_wrong(&f), 0);
+				churn_go_on(&c);
+			}
+			wpt_writer_close(f.w);
+			fix_remove_folder(f.chain);
+		}
+		atomic_store(&c.stop, true);
+		pthread_join(churning, NULL);
+		f.w = NULL;
+		fix_close(&f);
+		munmap(c.m, c.bytes);
+		close(c.fd);
+	}
+}
+
 static void child_that_inherited_shared_memory(void **state)
 {
 	(void)state;
@@ -525,6 +678,8 @@ int main(void)
 		cmocka_unit_test(second_process_with_descriptor),
 		cmocka_unit_test(come_and_gone_between_links),
 		cmocka_unit_test(private_mapping_of_a_file_that_changes),
+		cmocka_unit_test(large_page_that_is_punched_while_it_is_read),
+		cmocka_unit_test(private_pages_that_are_given_back_while_they_are_copied),
 		cmocka_unit_test(child_that_inherited_shared_memory),
 		cmocka_unit_test(second_mapping_of_the_same_process),
 		cmocka_unit_test(reader_process_costs_nothing),

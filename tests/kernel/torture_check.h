@@ -125,13 +125,15 @@ static void report(const struct check *c, unsigned i, uint64_t page, const uint8
 	const struct area *a = &c->ctl->areas[i];
 	const struct shadow_area *sa = &c->shadow->areas[i];
 	const uint8_t *want = sa->data + page * TP;
-	unsigned at = 0;
+	unsigned at = 0, nonzero = 0;
 
 	while (at < TP - 1 && got[at] == want[at])
 		at++;
+	for (unsigned k = 0; k < TP; k++)
+		nonzero += want[k] != 0;
 	printf("# torture: WRONG BYTE in %s: kind %s link %" PRIu64 " page 0x%" PRIx64 " (page %" PRIu64
-	       " of the area) byte %u: restored %02x, was %02x\n",
-	       c->run, area_desc(a)->name, link, a->start + page * TP, page, at, got[at], want[at]);
+	       " of the area) byte %u: restored %02x, was %02x; %u bytes were not zero\n",
+	       c->run, area_desc(a)->name, link, a->start + page * TP, page, at, got[at], want[at], nonzero);
 	printf("#   when stopped it was: %s, pagemap %016" PRIx64 "; the restored page holds %s; WPT_SEED=%" PRIu64 "\n",
 	       shadow_names[sa->class[page]], sa->pagemap[page], looks_like(c, i, page, got), c->ctl->seed);
 	print_log(a, page);
