@@ -89,6 +89,9 @@ static void one_step(struct hammer *h, uint64_t *r)
 	back = has_file(a) ? pages + page : page;
 	if (what < (a == DENSE ? 3 : 10))
 		give_back(h, a, back, nr);
+	/* And stays away until something else comes by. */
+	if (what % 2 && what < (a == DENSE ? 3 : 10) && !has_file(a))
+		return;
 	if (what < 5 && a != MEMFD)
 		(void)*(volatile char *)(h->area[a] + back * TP);
 	for (uint64_t i = what < 20 ? nr : 1; i-- > 0;)
