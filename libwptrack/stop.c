@@ -20,10 +20,10 @@
 #include <linux/futex.h>
 #include <linux/stat.h>
 #include <sched.h>
-#include <setjmp.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 
@@ -87,7 +87,6 @@ struct wpt_stop {
 	size_t hint, other;
 	bool found;
 	volatile sig_atomic_t seizing;
-	sigjmp_buf too_late;
 	char *stack;
 };
 
@@ -139,8 +138,6 @@ static int seize_failed(struct wpt_stop *s, const struct process *p, struct thre
 	struct wpt_proc_status st;
 	char path[64];
 
-	if (rc == -WPT_E_STOP_TIMEOUT)
-		return (int)rc;
 	th->gone = true;
 	if (rc == -ESRCH)
 		return 0;
@@ -185,50 +182,64 @@ static void look_around(struct wpt_stop *s, size_t n)
 			note_status(thread_at(s, i));
 }
 
-/* Every POLL_NS while threads are stopped. A PTRACE_SEIZE that waits is begun anew, unless it is too late. The last thread is not seized yet. */
-static void on_tick(int sig, siginfo_t *from, void *context)
+/* What is not stopped is let go by our exit. */
+static void release_all(struct wpt_stop *s)
 {
-	struct wpt_stop *s = from->si_ptr;
+	struct thread *th;
+	size_t i;
+
+	for (i = 0; i < s->threads.count; i++) {
+		th = thread_at(s, i);
+		if (!th->stopped)
+			continue;
+		if (!th->signal)
+			wpt_restart_thread(th->tid);
+		wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
+	}
+}
+
+/* The keeper runs with the thread-local memory of the thread that started it. */
+static _Thread_local struct wpt_stop *stopping;
+
+/*
+ * Every POLL_NS while threads are stopped. A PTRACE_SEIZE that waits is begun anew, or is the keeper's end if it is too late. The last thread is
+ * not seized yet.
+ */
+static void on_tick(int sig)
+{
+	struct wpt_stop *s = stopping;
 
 	(void)sig;
-	(void)context;
 	if (!s->seizing)
 		return;
 	look_around(s, s->threads.count - 1);
-	if (wpt_now_ns() >= s->deadline)
-		siglongjmp(s->too_late, 1);
+	if (wpt_now_ns() < s->deadline)
+		return;
+	s->result = -WPT_E_STOP_TIMEOUT;
+	release_all(s);
+	wpt_sys(SYS_exit, 1);
 }
 
-static int ticks_start(struct wpt_stop *s, int *timer)
+/* Not a timer of timer_create(2): that counts among the user's pending signals, and a target may have used those up. */
+static void ticks(bool on)
 {
-	struct sigaction act = { .sa_sigaction = on_tick, .sa_flags = SA_SIGINFO };
-	struct itimerspec every = { { 0, POLL_NS }, { 0, POLL_NS } };
+	struct itimerval every = { { 0, on ? POLL_NS / 1000 : 0 }, { 0, on ? POLL_NS / 1000 : 0 } };
+	struct sigaction act = { .sa_handler = on_tick };
 	uint64_t sigalrm = UINT64_C(1) << (SIGALRM - 1);
-	struct sigevent event;
-	long rc;
 
-	memset(&event, 0, sizeof(event));
-	event.sigev_notify = SIGEV_SIGNAL;
-	event.sigev_signo = SIGALRM;
-	event.sigev_value.sival_ptr = s;
 	sigaction(SIGALRM, &act, NULL);
 	wpt_sys(SYS_rt_sigprocmask, SIG_UNBLOCK, &sigalrm, NULL, sizeof(sigalrm));
-	rc = wpt_sys(SYS_timer_create, CLOCK_MONOTONIC, &event, timer);
-	return rc ? (int)rc : (int)wpt_sys(SYS_timer_settime, *timer, 0, &every, NULL);
+	wpt_sys(SYS_setitimer, ITIMER_REAL, &every, NULL);
 }
 
-static int seize_thread(struct wpt_stop *s, pid_t tid)
+static long seize_thread(struct wpt_stop *s, pid_t tid)
 {
 	long rc;
 
-	if (sigsetjmp(s->too_late, 0)) {
-		rc = -WPT_E_STOP_TIMEOUT;
-	} else {
-		s->seizing = 1;
-		rc = wpt_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, 0);
-	}
+	s->seizing = 1;
+	rc = wpt_sys(SYS_ptrace, PTRACE_SEIZE, tid, 0, 0);
 	s->seizing = 0;
-	return (int)rc;
+	return rc;
 }
 
 struct pass {
@@ -422,22 +433,6 @@ static int stop_all(struct wpt_stop *s)
 	return rc;
 }
 
-/* What is not stopped is let go by our exit. */
-static void release_all(struct wpt_stop *s)
-{
-	struct thread *th;
-	size_t i;
-
-	for (i = 0; i < s->threads.count; i++) {
-		th = thread_at(s, i);
-		if (!th->stopped)
-			continue;
-		if (!th->signal)
-			wpt_restart_thread(th->tid);
-		wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
-	}
-}
-
 static bool put(struct wpt_vec *v, const void *data, size_t len)
 {
 	char *p = wpt_vec_reserve(v, len);
@@ -536,16 +531,14 @@ static int keeper(void *arg)
 {
 	struct sigaction act = { .sa_handler = SIG_DFL };
 	struct wpt_stop *s = arg;
-	int timer, rc;
+	int rc;
 
 	/* The parent's SIGCHLD may be ignored, and then nobody would wake us; this process has handlers of its own. */
 	sigaction(SIGCHLD, &act, NULL);
 	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
-	rc = wpt_sys(SYS_getppid) == s->self ? ticks_start(s, &timer) : -ECANCELED;
-	if (!rc) {
-		rc = stop_all(s);
-		wpt_sys(SYS_timer_delete, timer);
-	}
+	ticks(true);
+	rc = wpt_sys(SYS_getppid) == s->self ? stop_all(s) : -ECANCELED;
+	ticks(false);
 	if (rc) {
 		release_all(s);
 		s->result = rc;
@@ -676,6 +669,7 @@ int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
 	s->result = 0;
 	s->command = STOP;
 	atomic_store(&s->state, ASKED);
+	stopping = s;
 	pid = start_keeper(s);
 	if (pid < 0) {
 		forget(s);

@@ -460,6 +460,7 @@ static void test_exec_while_stopping(void **state)
 	unsigned int seed = 1;
 	struct wpt_target *t;
 	struct fixture f;
+	uint64_t at;
 	int i, rc;
 
 	(void)state;
@@ -468,7 +469,7 @@ static void test_exec_while_stopping(void **state)
 		t = attach_only(f.pid);
 		fixture_wake(&f);
 		sleep_us((unsigned)rand_r(&seed) % 300);
-		while ((rc = wpt_target_stop(t, NULL)) == 0)
+		while ((rc = wpt_target_stop(t, &at)) == 0)
 			wpt_target_resume(t);
 		assert_int_equal(rc, -WPT_E_GONE);
 		wpt_target_close(t);
