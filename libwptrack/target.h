@@ -124,7 +124,8 @@ int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t 
 int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud);
 
 /*
- * Content changes by system call, from any process: an inotify watch on mapped files (IN_MODIFY; for memfd truncation only).
+ * Content changes by system call, from any process: an inotify watch on mapped files (for memfd truncation only). Closing one that
+ * was open for writing counts as a change.
  * watch: adds the file (idempotent), returns a positive watch number or -errno; poll: reads all events and calls `changed` per
  * watch number, with -1 when the queue overflowed.
  */
