@@ -277,6 +277,7 @@ static void test_stop_during(void **state)
 	pthread_t th;
 
 	(void)state;
+	needs_tracking();
 	fixture_start(&f, "compute", 0);
 	for (i = 0; i < rounds(300); i++) {
 		assert_int_equal(pthread_create(&th, NULL, attach_once, &f), 0);
