@@ -337,6 +337,15 @@ enum wpt_dest {
  */
 #define WPT_LEVEL_ADAPTIVE 1000
 
+/*
+ * Pages that are written between nearly all links. AUTO leaves those that were dirty in two links of three and more unprotected: the target's
+ * writes to them cost nothing, and each link copies them, written or not. One in 64 of them is protected in turn, to see whether it is still hot.
+ */
+enum wpt_hot_set {
+	WPT_HOT_SET_OFF = 0,
+	WPT_HOT_SET_AUTO = 1
+};
+
 struct wpt_writer_options {
 	size_t size;
 	uint32_t dest;             /* enum wpt_dest */
@@ -344,7 +353,7 @@ struct wpt_writer_options {
 	int fd;                    /* for WPT_DEST_FD; stays the caller's */
 	int level;                 /* zstd level, -100 to 19, or WPT_LEVEL_ADAPTIVE; 0: 1 */
 	uint32_t nr_threads;       /* that compress, 0: one per CPU, at most 8 */
-	uint32_t reserved;         /* 0 */
+	uint32_t hot_set;          /* enum wpt_hot_set; without effect on backend REPORTED */
 	/*
 	 * Bound on copied pages not yet written, 0: 256 MiB; at least 4 MiB. While what is written between two links fits in here, the pause
 	 * does not depend on how fast links can be written; beyond it the target stands still for longer, or see WPT_TAKE_REFUSE.
@@ -468,6 +477,7 @@ struct wpt_take_stats {
 	uint64_t pages_cow_copied;  /* cow: copied in the background */
 	uint64_t cow_waits;         /* cow: writes that waited for staging memory */
 	uint64_t cow_fallback;      /* cow: 1: completed by a pause, because the target gave memory back before it was copied */
+	uint64_t pages_hot;         /* left unprotected after this link, see wpt_writer_options.hot_set */
 };
 
 /*

@@ -15,10 +15,12 @@
 #define SLAB_BYTES ((size_t)4 << 20)
 #define WORDS (WPT_CHUNK_PAGES / 64)
 
+#define HEAT_BITS 3
+
 #define STATE_MASK 0x0fu
 #define STATE_SAID 0x80u /* by the link in hand */
 
-enum bit_set { SET_DIRTY, SET_TAKEN, SET_COPIED, SET_GONE, SET_STAGED, SET_COWED, SET_PENDING, NR_SETS };
+enum bit_set { SET_DIRTY, SET_TAKEN, SET_COPIED, SET_GONE, SET_STAGED, SET_COWED, SET_PENDING, SET_LOOSE, NR_SETS };
 
 struct node {
 	_Atomic(void *) slot[LEVEL_SIZE];
@@ -26,10 +28,13 @@ struct node {
 
 struct chunk {
 	struct chunk *next;     /* in the list of all */
+	uint64_t index;
 	atomic_bool said;       /* some page has STATE_SAID */
 	atomic_bool taken;      /* some bit of SET_TAKEN, SET_COPIED or SET_GONE is set */
 	bool staged;            /* some bit of SET_STAGED is set */
+	bool warm;              /* some page has heat */
 	_Atomic uint64_t bits[NR_SETS][WORDS];
+	uint64_t heat[HEAT_BITS][WORDS]; /* a number per page, by its bits */
 	uint8_t state[WPT_CHUNK_PAGES];
 	uint32_t slot[WPT_CHUNK_PAGES]; /* of staged pages */
 	struct wpt_hash hash[WPT_CHUNK_PAGES];
@@ -140,12 +145,13 @@ static struct chunk *chunk_find(const struct wpt_ledger *l, uint64_t addr)
 }
 
 /* A new chunk is in the list of all before it can be found: whatever is in a chunk is seen by commit and rollback. */
-static struct chunk *chunk_alloc(struct wpt_ledger *l)
+static struct chunk *chunk_alloc(struct wpt_ledger *l, uint64_t index)
 {
 	struct chunk *chunk = slab_alloc(l, sizeof(*chunk));
 
 	if (!chunk)
 		return NULL;
+	chunk->index = index;
 	chunk->next = atomic_load(&l->all);
 	while (!atomic_compare_exchange_weak(&l->all, &chunk->next, chunk))
 		;
@@ -166,7 +172,7 @@ static struct chunk *chunk_get(struct wpt_ledger *l, uint64_t addr)
 		slot = &node->slot[level_index(index, level)];
 		p = atomic_load_explicit(slot, memory_order_acquire);
 		if (!p) {
-			fresh = level == LEVELS - 1 ? (void *)chunk_alloc(l) : slab_alloc(l, sizeof(struct node));
+			fresh = level == LEVELS - 1 ? (void *)chunk_alloc(l, index) : slab_alloc(l, sizeof(struct node));
 			if (!fresh)
 				return NULL;
 			/* Who loses leaves a few unused bytes in the slab. */
@@ -232,6 +238,14 @@ int wpt_ledger_load(struct wpt_ledger *l, uint64_t addr, enum wpt_known known, c
 	return 0;
 }
 
+static void clear_set(struct chunk *c, enum bit_set set)
+{
+	unsigned int i;
+
+	for (i = 0; i < WORDS; i++)
+		atomic_store_explicit(&c->bits[set][i], 0, memory_order_relaxed);
+}
+
 void wpt_ledger_reset(struct wpt_ledger *l)
 {
 	struct chunk *c;
@@ -239,15 +253,10 @@ void wpt_ledger_reset(struct wpt_ledger *l)
 	for (c = atomic_load(&l->all); c; c = c->next) {
 		memset(c->state, 0, sizeof(c->state));
 		atomic_store(&c->said, false);
+		memset(c->heat, 0, sizeof(c->heat));
+		c->warm = false;
+		clear_set(c, SET_LOOSE);
 	}
-}
-
-static void clear_set(struct chunk *c, enum bit_set set)
-{
-	unsigned int i;
-
-	for (i = 0; i < WORDS; i++)
-		atomic_store_explicit(&c->bits[set][i], 0, memory_order_relaxed);
 }
 
 uint64_t wpt_ledger_count_taken(const struct wpt_ledger *l)
@@ -495,6 +504,60 @@ void wpt_ledger_present(struct wpt_ledger *l, uint64_t start, uint64_t end)
 uint64_t wpt_ledger_next_gone(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
 {
 	return next_run(l, SET_GONE, from, end, run_end);
+}
+
+/* ---- hot ---- */
+
+/* One more for pages that were dirty, two less for those that were not, between 0 and 7; those left alone are as hot as they were. The hottest. */
+static uint64_t heat_word(struct chunk *c, unsigned int w, uint64_t dirty, uint64_t loose)
+{
+	uint64_t a = c->heat[0][w], b = c->heat[1][w], d = c->heat[2][w];
+	uint64_t up = dirty & ~loose & ~(a & b & d), down = ~dirty, carry, low;
+
+	carry = up & a;
+	a ^= up;
+	d ^= carry & b;
+	b ^= carry;
+	/* Less than two becomes nothing. */
+	low = down & ~b & ~d;
+	a &= ~low;
+	down &= ~low;
+	d ^= down & ~b;
+	b ^= down;
+	c->heat[0][w] = a;
+	c->heat[1][w] = b;
+	c->heat[2][w] = d;
+	c->warm |= (a | b | d) != 0;
+	return a & b & d;
+}
+
+uint64_t wpt_ledger_heat(struct wpt_ledger *l, uint64_t turn)
+{
+	uint64_t dirty, loose, nr = 0;
+	struct chunk *c;
+	unsigned int w;
+	bool taken;
+
+	for (c = atomic_load(&l->all); c; c = c->next) {
+		taken = atomic_load(&c->taken);
+		if (!taken && !c->warm)
+			continue;
+		c->warm = false;
+		for (w = 0; w < WORDS; w++) {
+			dirty = taken ? atomic_load(&c->bits[SET_TAKEN][w]) | atomic_load(&c->bits[SET_COPIED][w]) : 0;
+			loose = heat_word(c, w, dirty, atomic_load(&c->bits[SET_LOOSE][w]));
+			if ((w + c->index * WORDS + turn) % WPT_HOT_TURNS == 0)
+				loose = 0;
+			atomic_store(&c->bits[SET_LOOSE][w], loose);
+			nr += (uint64_t)__builtin_popcountll(loose);
+		}
+	}
+	return nr;
+}
+
+uint64_t wpt_ledger_next_loose(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end)
+{
+	return next_run(l, SET_LOOSE, from, end, run_end);
 }
 
 /* ---- staged ---- */

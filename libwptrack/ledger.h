@@ -104,6 +104,16 @@ bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);
 uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
 int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed);
 
+/*
+ * The hot set: pages that are dirty in two links of three and more. What is `loose` of it is left unprotected after a link, and so it is dirty
+ * in the next one whether it was written or not; one page of it in WPT_HOT_TURNS, another each time (`turn` counts up), is protected as others are,
+ * to see whether it is still written. wpt_ledger_heat() takes the pages of the link in hand into account, before commit or rollback, and
+ * makes the loose set anew; returns how many pages are in it.
+ */
+#define WPT_HOT_TURNS 64u
+uint64_t wpt_ledger_heat(struct wpt_ledger *l, uint64_t turn);
+uint64_t wpt_ledger_next_loose(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
+
 /* Pages of a link of mode cow that are still to be saved; under the lock of fault.c while anything runs that could fault on them. */
 int wpt_ledger_pend(struct wpt_ledger *l, uint64_t start, uint64_t end);
 void wpt_ledger_unpend(struct wpt_ledger *l, uint64_t start, uint64_t end);

@@ -50,6 +50,7 @@ struct wpt_writer {
 	/* Of the layer writers, kept from link to link: its memory is filled while the target stands still, when page faults are the larger part. */
 	struct wpt_layer_kit *kit;
 	struct wpt_origin origin;
+	uint64_t turn;                 /* links tried, for the hot set */
 	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
 	struct wpt_vec maps_text;      /* its mappings */
 	struct wpt_vec notes_text;     /* its notes */
@@ -224,7 +225,7 @@ static int writer_options(struct wpt_writer_options *o, const struct wpt_writer_
 
 		o->nr_threads = cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8);
 	}
-	if (o->dest > WPT_DEST_FD || o->reserved || !wpt_layer_level_valid(o->level) || o->nr_threads > 256 ||
+	if (o->dest > WPT_DEST_FD || o->hot_set > WPT_HOT_SET_AUTO || !wpt_layer_level_valid(o->level) || o->nr_threads > 256 ||
 	    o->staging_bytes < MIN_STAGING || (o->parent && o->dest != WPT_DEST_FILE) ||
 	    (o->flags & ~(uint32_t)(WPT_WRITER_NEW | WPT_WRITER_NO_SYNC | WPT_WRITER_CMDLINE)))
 		return -EINVAL;
@@ -525,6 +526,9 @@ static int take_rounds(struct take *k)
 			k->stats.rounds_end = WPT_ROUNDS_STAGING;
 			break;
 		}
+		/* Else the rounds that follow would cost each hot page a fault. */
+		if (!err && k->w->o.hot_set && !k->stats.nr_rounds)
+			wpt_tracker_loosen(t);
 		if (!err)
 			err = round_copy(k);
 		k->soon = wpt_now_ns() - began < SOON_NS;
@@ -799,6 +803,17 @@ static int take_pages(struct take *k)
 	return k->o.mode == WPT_MODE_COW ? take_cow(k) : take_paused(k, false);
 }
 
+/* Everything is copied, and the target runs. */
+static void keep_hot(struct take *k)
+{
+	struct wpt_writer *w = k->w;
+
+	if (!w->o.hot_set || w->t->backend == WPT_BACKEND_REPORTED)
+		return;
+	k->stats.pages_hot = wpt_ledger_heat(w->t->ledger, w->turn++);
+	wpt_tracker_loosen(w->t);
+}
+
 static int take_link(struct take *k)
 {
 	int err;
@@ -811,6 +826,8 @@ static int take_link(struct take *k)
 	k->copy.w = k->layer;
 	err = take_pages(k);
 	wpt_tracker_reap(k->w->t);
+	if (!err)
+		keep_hot(k);
 	if (!err)
 		err = add_sections(k);
 	if (!err)

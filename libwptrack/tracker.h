@@ -148,6 +148,9 @@ int wpt_tracker_inspect(struct wpt_tracker *t);
 /* Ends write protection of what is armed in [start, end), in slices. */
 void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end);
 
+/* Ends the protection of the pages that the ledger has as loose, after a look reported them and while the target runs. */
+void wpt_tracker_loosen(struct wpt_tracker *t);
+
 int wpt_plan_open(struct wpt_plan **out);
 void wpt_plan_close(struct wpt_plan *plan);
 

@@ -558,3 +558,25 @@ watch_json()
 	"$WPSNAP" restore dir -o raw --range "$(range $ANON 0 4096)"
 	cmp raw dumped
 }
+
+@test "--hot-set auto: pages that are written all the time are left unprotected, and are in every link" {
+	target_start 64
+	watch_start watch "$TARGET" -o dir --every 0 --hot-set auto --json --range "$(range $ANON 0 64)"
+	watch_json ready
+	watch_json link
+	for n in {1..12}; do
+		tell fill "$n"
+		kill -USR1 "$WATCH"
+		watch_json link
+	done
+	# a word of 64 pages is protected as a whole when its turn comes
+	grep -qE '"pages_hot":(6[0-9]|[1-5][0-9])' lines.json
+	dump "$(range $ANON 0 64)" dumped
+	watch_end
+	[ "$status" -eq 0 ]
+	"$WPSNAP" restore dir -o raw --range "$(range $ANON 0 64)"
+	cmp raw dumped
+	run "$WPSNAP" watch "$TARGET" -o dir --hot-set some
+	[ "$status" -eq 2 ]
+	[[ $output == *"--hot-set takes off or auto, not 'some'"* ]]
+}

@@ -181,7 +181,7 @@ static void resume(void *arg)
 static void session_writer(struct session *s)
 {
 	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = s->level ? s->level : -5, .nr_threads = 1,
-					.staging_bytes = s->staging };
+					.staging_bytes = s->staging, .hot_set = seed % 2 ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
 	char command[100];
 
 	wpt_writer_close(s->w);

@@ -106,6 +106,9 @@ plant 'a failed link loses the dirty set' snapshot.c \
 plant "a memfd's time of change is not asked" bypass.c \
 	's/file->times_changed = .*?;/file->times_changed = false;/' \
 	bypass_test '' 'private_mapping_of_a_file_that_changes'
+plant 'a process that mapped the file and went is not noticed' writers.c \
+	's/IN_MODIFY \| IN_CLOSE_WRITE/IN_MODIFY/' \
+	bypass_test '' 'come_and_gone'
 plant 'pinned buffers are not looked for' bypass.c \
 	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
 	bypass_test '' 'io_uring_fixed_buffers'
@@ -130,6 +133,9 @@ plant 'cow: a page is left to be saved that is not protected' cow.c \
 plant 'cow: what is given back while it is copied is not noticed' cow.c \
 	's/(static bool is_intact\(.*?\n\{\n.*?\n\n)/$1\treturn true;\n/s' \
 	cow_test 'memory_that_is_given*' 'VIOLATED'
+plant 'hot: pages are protected again after they were reported' hot.c \
+	's/wpt_kern_unprotect\(/wpt_kern_protect(/' \
+	hot_test 'asynchronous' 'is wrong'
 plant 'rounds: a page that is staged is not copied again' copy.c \
 	's/memcpy\(slot_at\(c, c->again_slots\[i\]\), data, WPT_PAGE\);/;/' \
 	rounds_test '' "$wrong"

@@ -274,7 +274,8 @@ static void take_links(struct rounds *r, bool attached)
 
 static void rounds_case(bool attached, uint64_t staging)
 {
-	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = staging };
+	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = staging,
+					 .hot_set = setup.seed % 2 ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
 	struct thread threads[THREADS];
 	struct rounds r = { .mem = -1 };
 	char path[64];

@@ -396,7 +396,8 @@ static int take_link(struct session *s)
 static int session_writer(struct session *s, const char *chain)
 {
 	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .level = -5, .nr_threads = 2,
-					.staging_bytes = rng_below(&s->rng, 2) ? 64 << 20 : 4 << 20 };
+					.staging_bytes = rng_below(&s->rng, 2) ? 64 << 20 : 4 << 20,
+					.hot_set = rng_below(&s->rng, 2) ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
 	int r;
 
 	snprintf(s->chain, sizeof(s->chain), "%s", chain);

@@ -131,7 +131,7 @@ static void fix_add(struct fix *f, void *addr, size_t len)
 	fix_add_as(f, addr, addr, len);
 }
 
-static void fix_writer(struct fix *f)
+static inline void fix_writer(struct fix *f)
 {
 	struct wpt_writer_options o = { .size = sizeof(o), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5 };
 	int r = wpt_writer_open(&f->w, f->t, f->chain, &o);
@@ -195,7 +195,7 @@ static void fix_take(struct fix *f)
 	assert_int_equal(r, 0);
 }
 
-static void fix_take_and_check(struct fix *f)
+static inline void fix_take_and_check(struct fix *f)
 {
 	fix_take(f);
 	assert_int_equal(fix_wrong(f), 0);

@@ -17,7 +17,7 @@ static const struct command commands[] = {
 	  "what this kernel and this user can track, and how", cmd_probe },
 	{ "save", CMD_SAVE, 1, 1, false, true, "PID -o FILE [--parent CHAIN]" TAKE_SYNOPSIS,
 	  "one snapshot of a running process", cmd_save },
-	{ "watch", CMD_WATCH, 1, 1, false, true, "PID -o DIR [--every TIME] [--count N] [--new]" TAKE_SYNOPSIS,
+	{ "watch", CMD_WATCH, 1, 1, false, true, "PID -o DIR [--every TIME] [--count N] [--new] [--hot-set off|auto]" TAKE_SYNOPSIS,
 	  "a base and increments until interrupted", cmd_watch },
 	{ "run", CMD_RUN, 1, -1, true, true, "-o DIR [watch's options] -- CMD [ARGS]...",
 	  "execute a command and watch it", cmd_run },

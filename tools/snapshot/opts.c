@@ -122,6 +122,14 @@ static int set_staging(struct opts *o, const char *value)
 	return EXIT_OK;
 }
 
+static int set_hot_set(struct opts *o, const char *value)
+{
+	if (strcmp(value, "off") != 0 && strcmp(value, "auto") != 0)
+		return usage_error(o->cmd, "--hot-set takes off or auto, not '%s'", value);
+	o->hot_set = value[0] == 'a' ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF;
+	return EXIT_OK;
+}
+
 static int set_rounds(struct opts *o, const char *value)
 {
 	int n;
@@ -186,6 +194,7 @@ static const struct option_def options[] = {
 	  FLAG(sole_writer) },
 	{ "staging", 0, "SIZE", CMD_TAKE, "memory for copied pages, 256M by default", set_staging, 0 },
 	{ "refuse", 0, NULL, CMD_TAKE, "fail rather than pause for longer when staging is full", FLAG(refuse) },
+	{ "hot-set", 0, "POLICY", CMD_WATCH | CMD_RUN, "auto: pages that are always written are left unprotected; off by default", set_hot_set, 0 },
 	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 16 by default", set_rounds, 0 },
 	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
 	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },

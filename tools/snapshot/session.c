@@ -179,6 +179,7 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 	wo.level = o->level;
 	wo.nr_threads = o->nr_threads;
 	wo.staging_bytes = o->staging;
+	wo.hot_set = o->hot_set;
 	wo.parent = o->parent;
 	if (o->new_chain || new_chain)
 		wo.flags |= WPT_WRITER_NEW;
@@ -257,6 +258,8 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 	json_u64(f, "total_ns", st->total_ns);
 	json_i64(f, "level", st->level);
 	json_u64(f, "skipped", st->nr_skipped);
+	if (s->o->hot_set)
+		json_u64(f, "pages_hot", st->pages_hot);
 	if (s->o->mode == WPT_MODE_COW) {
 		json_u64(f, "cow_faults", st->pages_cow_faults);
 		json_u64(f, "cow_copied", st->pages_cow_copied);

@@ -71,6 +71,7 @@ struct opts {
 	int level;                 /* 0: not given */
 	uint32_t nr_threads;       /* 0: not given */
 	uint64_t staging;          /* bytes, 0: not given */
+	uint32_t hot_set;          /* enum wpt_hot_set */
 	uint32_t max_rounds;       /* as in wpt_take_options */
 	uint32_t target_pause_us;  /* 0: not given */
 	uint32_t stop_timeout_ms;  /* 0: not given */

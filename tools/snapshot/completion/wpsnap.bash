@@ -44,6 +44,10 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -W 'auto' -- "$cur")
 		return
 		;;
+	--hot-set)
+		mapfile -t COMPREPLY < <(compgen -W 'off auto' -- "$cur")
+		return
+		;;
 	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
 		return
 		;;
@@ -56,7 +60,7 @@ _wpsnap()
 		case $cmd in
 		probe | info) take='--json' ;;
 		save) take+=' --parent' ;;
-		watch | run) take+=' --every --count --new' ;;
+		watch | run) take+=' --every --count --new --hot-set' ;;
 		verify | diff) take='--json --quiet' ;;
 		merge) take='--output --level --threads --quiet' ;;
 		restore) take='--output --range --threads --quiet' ;;
