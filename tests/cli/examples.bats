@@ -66,7 +66,7 @@ sleeper()
 @test "wpt_probe(3): the features are those of wpsnap probe" {
 	try "$BUILD/man/wpt_probe"
 	[ "$status" -eq 0 ]
-	grep -Eq '^async +yes$' out
+	grep -Eq '^a?sync +yes$' out
 	sort out >all
 	"$WPSNAP" probe --json >json
 	while read -r name state; do

@@ -350,8 +350,14 @@ static inline struct wpt_target *must_attach(pid_t pid)
 static inline void must_stop(struct wpt_target *t)
 {
 	uint64_t at;
-	int rc = wpt_target_stop(t, &at);
+	int rc, i;
 
+	/* As above: a machine that is busy, or emulated. */
+	for (i = 0; i < 5; i++) {
+		rc = wpt_target_stop(t, &at);
+		if (rc != -WPT_E_STOP_TIMEOUT)
+			break;
+	}
 	if (rc)
 		fail_msg("stop: %s", wpt_strerror(rc));
 }

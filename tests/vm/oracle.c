@@ -681,7 +681,7 @@ static bool want_reduce;
 
 static void parse(int argc, char **argv)
 {
-	cfg = (struct config){ .rounds = 200, .ops = 60, .seconds = 3600, .kinds = ~0ull, .written = true, .strict_must = true, .dir = "/var/tmp" };
+	cfg = (struct config){ .rounds = 200, .ops = 60, .seconds = 3600, .kinds = ~0ull, .written = true, .strict_must = true, .dir = "/dev/shm" };
 	cfg.seed = (uint64_t)time(NULL) * 1000 + (uint64_t)getpid() % 1000;
 	for (int i = 1; i < argc; i++) {
 		const char *o = argv[i], *v = i + 1 < argc ? argv[i + 1] : NULL;

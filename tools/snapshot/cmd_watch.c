@@ -356,11 +356,12 @@ static int run_loop(struct watch *w)
 static int check_before(const struct opts *o)
 {
 	struct wpt_probe p = { .size = sizeof(p) };
+	uint32_t ways = o->backend == WPT_BACKEND_ASYNC ? WPT_F_ASYNC : o->backend == WPT_BACKEND_SYNC ? WPT_F_SYNC : WPT_F_ASYNC | WPT_F_SYNC;
 	struct wpt_chain *c = NULL;
 	int err;
 
 	err = wpt_probe(&p);
-	if (!err && !(p.features & WPT_F_ASYNC))
+	if (!err && !(p.features & ways))
 		err = -WPT_E_UNSUPPORTED;
 	if (err)
 		return report(err, next_attach(err), "run: processes can't be tracked here");

@@ -87,7 +87,7 @@ const char *next_attach(int err)
 	case -ESRCH:
 		return "it has exited";
 	case -WPT_E_UNSUPPORTED:
-		return "taking snapshots needs Linux 6.7 or newer on x86-64; reading them does not";
+		return "taking snapshots needs Linux 6.7 or newer, or with backend sync 5.13, on x86-64; reading them does not";
 	default:
 		return NULL;
 	}
