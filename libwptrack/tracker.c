@@ -102,10 +102,12 @@ static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd 
 {
 	const char *differs;
 	uint32_t features, missing;
+	bool root_may;
 	int err = wpt_probe_kernel(&features, 0, &differs);
 
 	if (err)
 		return err;
+	root_may = t->backend == WPT_BACKEND_AUTO && !(features & WPT_F_UFFD_KERNEL);
 	backend_choose(t, features);
 	t->guard_known = features & WPT_F_GUARD;
 	t->zap_reported = features & WPT_F_ZAP_REPORTED;
@@ -121,13 +123,16 @@ static int backend_check(struct wpt_tracker *t, enum wpt_way way, enum wpt_uffd 
 	if (differs)
 		wpt_logf(&t->log, WPT_LOG_WARNING, "this kernel's WP_WRITTEN is not used: %s", differs);
 	missing = (t->backend == WPT_BACKEND_ASYNC ? WPT_F_ASYNC : t->backend == WPT_BACKEND_SYNC ? WPT_F_SYNC : 0) & ~features;
+	if (!missing)
+		return 0;
 	if (missing & WPT_F_ASYNC)
 		say_missing(t, features);
-	else if (missing)
-		say_missing_sync(t, features);
 	else
-		return 0;
-	return !(features & WPT_F_UFFD) || (missing & WPT_F_SYNC && !(features & WPT_F_UFFD_KERNEL)) ? -EPERM : -WPT_E_UNSUPPORTED;
+		say_missing_sync(t, features);
+	if (missing & WPT_F_ASYNC && root_may)
+		wpt_logf(&t->log, WPT_LOG_ERROR, "root (CAP_SYS_PTRACE) may be served by backend sync all the same");
+	root_may |= missing & WPT_F_SYNC && !(features & WPT_F_UFFD_KERNEL);
+	return !(features & WPT_F_UFFD) || root_may ? -EPERM : -WPT_E_UNSUPPORTED;
 }
 
 /* Descriptors and threads, when the target is there. */

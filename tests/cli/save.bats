@@ -23,6 +23,13 @@ same_range()
 @test "probe says which backend is used and explains every feature" {
 	try "$WPSNAP" probe
 	exits 0
+	# Debian 12's own kernel has no other
+	if ! grep -qE '^  yes  async ' out; then
+		grep -qE '^backend +sync$' out
+		grep -qE '^tracking +sync ' out
+		lacks '^  (yes|no ) +[a-z_]+ *$' out
+		return
+	fi
 	grep -qE '^backend +async$' out
 	if grep -qE '^  yes  wp_written ' out; then
 		grep -qE '^tracking +async \+ WP_WRITTEN \(exact; untouched memory costs no page tables\)$' out
@@ -38,6 +45,10 @@ same_range()
 	exits 0
 	json_is_valid
 	[ "$(wc -l <out)" -eq 1 ]
+	if ! grep -q '"async":true' out; then
+		says '"backend":"sync","tracking":"compensated"' out
+		return
+	fi
 	says '"backend":"async"' out
 	says '"wp_async":true' out
 	if says '"wp_written":true' out; then
@@ -314,6 +325,8 @@ same_range()
 }
 
 @test "pages that can't be read: counted, zeros in the restored file, exit code 4 there" {
+	# UFFDIO_POISON came with 6.6
+	"$WPSNAP" probe --json | grep -q '"async":true' || skip "WP_ASYNC is missing, and then poisoned pages are too"
 	target_start 16 16
 	tell extra 4 1
 	tell poison 1 3
