@@ -321,7 +321,17 @@ struct wpt_writer;
 enum wpt_writer_flags {
 	WPT_WRITER_NEW = 1u << 0,       /* start a new chain in a folder that holds another target's chain (which stays) */
 	WPT_WRITER_NO_SYNC = 1u << 1,   /* do not fsync; for tests and for stores that are thrown away */
-	WPT_WRITER_CMDLINE = 1u << 2    /* store the target's command line */
+	WPT_WRITER_CMDLINE = 1u << 2,   /* store the target's command line */
+	/*
+	 * Give the target its huge pages back. A write of 4 KiB to a transparent huge page that is protected splits it, and the kernel does
+	 * not collapse protected memory by itself. With this flag private anonymous memory that was mapped by huge pages while it was
+	 * tracked, and is not any more, is collapsed again after a link, while the target runs: only where every page is there, in memory,
+	 * and the target's alone, so that it takes no more memory; at most half of staging_bytes (and 1 GiB, 0.2 s) a link, the rest after
+	 * the next ones. All of what was collapsed is looked at by the next link, which stores of it what changed. Shared memory can't be
+	 * collapsed while it is tracked. For another process CAP_SYS_NICE is needed; without that, or where the kernel can't, the log says
+	 * so once, and links are taken without.
+	 */
+	WPT_WRITER_COLLAPSE = 1u << 3
 };
 
 enum wpt_dest {
@@ -478,6 +488,7 @@ struct wpt_take_stats {
 	uint64_t cow_waits;         /* cow: writes that waited for staging memory */
 	uint64_t cow_fallback;      /* cow: 1: completed by a pause, because the target gave memory back before it was copied */
 	uint64_t pages_hot;         /* left unprotected after this link, see wpt_writer_options.hot_set */
+	uint64_t pages_collapsed;   /* with WPT_WRITER_COLLAPSE: pages of 4 KiB that became huge pages again after they were copied */
 };
 
 /*

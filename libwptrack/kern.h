@@ -39,6 +39,7 @@ int wpt_kern_scan(int pagemap, struct wpt_pm_scan_arg *arg);
 #define WPT_ENTRY_SWAPPED (UINT64_C(1) << 62)
 #define WPT_ENTRY_FILE (UINT64_C(1) << 61)
 #define WPT_ENTRY_UFFD_WP (UINT64_C(1) << 57)
+#define WPT_ENTRY_EXCLUSIVE (UINT64_C(1) << 56) /* nobody else has it mapped */
 ssize_t wpt_kern_entries(int pagemap, uint64_t addr, uint64_t *entries, size_t nr);
 
 /*

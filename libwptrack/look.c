@@ -5,6 +5,7 @@
  * unknown spans, where it stays until a link that holds it is durable.
  */
 #include "look.h"
+#include "huge.h"
 #include "page.h"
 
 #include <unistd.h>
@@ -430,6 +431,8 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	/* Writes to huge pages that come and go meanwhile were missed (tried): those are never counted on. */
 	if (is_sync(l) && a->page_size > WPT_PAGE)
 		return leave_untracked(a);
+	if (a->kind == WPT_KIND_ANON && !l->stopped)
+		wpt_huge_learn(l->t, start, end);
 	err = wpt_kern_register(wpt_target_uffd(l->t->target), start, end);
 	if (err == -ESRCH || err == -WPT_E_GONE)
 		return -WPT_E_GONE;

@@ -11,6 +11,7 @@
 #include "chain.h"
 #include "copy.h"
 #include "cow.h"
+#include "huge.h"
 #include "layer.h"
 #include "notes.h"
 #include "own.h"
@@ -227,7 +228,7 @@ static int writer_options(struct wpt_writer_options *o, const struct wpt_writer_
 	}
 	if (o->dest > WPT_DEST_FD || o->hot_set > WPT_HOT_SET_AUTO || !wpt_layer_level_valid(o->level) || o->nr_threads > 256 ||
 	    o->staging_bytes < MIN_STAGING || (o->parent && o->dest != WPT_DEST_FILE) ||
-	    (o->flags & ~(uint32_t)(WPT_WRITER_NEW | WPT_WRITER_NO_SYNC | WPT_WRITER_CMDLINE)))
+	    (o->flags & ~(uint32_t)(WPT_WRITER_NEW | WPT_WRITER_NO_SYNC | WPT_WRITER_CMDLINE | WPT_WRITER_COLLAPSE)))
 		return -EINVAL;
 	return 0;
 }
@@ -292,6 +293,8 @@ int wpt_writer_open(struct wpt_writer **out, struct wpt_tracker *t, const char *
 	wpt_ledger_reset(t->ledger);
 	err = writer_start(w, path);
 	w->o.parent = NULL; /* the caller's string */
+	if (!err && o.flags & WPT_WRITER_COLLAPSE)
+		err = wpt_huge_open(t);
 	if (err) {
 		wpt_writer_close(w);
 		return err;
@@ -307,6 +310,7 @@ void wpt_writer_close(struct wpt_writer *w)
 	if (wpt_tracker_check(w->t) == 0) {
 		pthread_mutex_lock(&w->t->lock);
 		w->t->writer_open = false;
+		wpt_huge_close(w->t);
 		pthread_mutex_unlock(&w->t->lock);
 	}
 	if (w->lock >= 0)
@@ -789,6 +793,7 @@ static int take_pages(struct take *k)
 	err = wpt_tracker_inspect(k->w->t);
 	if (err)
 		return err;
+	wpt_huge_learn_all(k->w->t);
 	if (k->o.mode == WPT_MODE_FUZZY)
 		return take_fuzzy(k);
 	/* Of mode cow only a base has one: what is dirty is copied after the instant, not before and after. */
@@ -826,6 +831,9 @@ static int take_link(struct take *k)
 	k->copy.w = k->layer;
 	err = take_pages(k);
 	wpt_tracker_reap(k->w->t);
+	/* The next link looks at all of it: what that finds to copy should not fill its staging memory. */
+	if (!err)
+		k->stats.pages_collapsed = wpt_tracker_collapse(k->w->t, k->w->o.staging_bytes / 2);
 	if (!err)
 		keep_hot(k);
 	if (!err)

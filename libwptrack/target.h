@@ -90,6 +90,13 @@ ssize_t wpt_target_read(struct wpt_target *t, uint64_t addr, void *buf, size_t l
  */
 void wpt_target_pageout(struct wpt_target *t, uint64_t start, uint64_t end);
 
+/*
+ * Has the kernel put huge pages in the place of [start, end), which is a number of them as a whole; of another process this needs CAP_SYS_NICE
+ * (-EPERM). An empty range: whether that is allowed. -EINVAL: not this memory, or not this kernel; -ENOMEM, -EBUSY: no memory for it; -EAGAIN: not
+ * now. After an error some may have been done.
+ */
+int wpt_target_collapse(struct wpt_target *t, uint64_t start, uint64_t end);
+
 /* Several pieces of memory one after the other into buf: as wpt_target_read() in one system call; the count is of bytes in total. */
 struct wpt_piece {
 	uint64_t addr;

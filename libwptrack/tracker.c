@@ -5,6 +5,7 @@
  * Locking: see tracker.h. wpt_tracker_scan() reads the plan under RCU and takes no lock unless it re-arms.
  */
 #include "tracker.h"
+#include "huge.h"
 
 #include <stdlib.h>
 #include <unistd.h>
@@ -201,6 +202,7 @@ void wpt_tracker_close(struct wpt_tracker *t)
 		wpt_tracker_disarm(t, 0, UINT64_MAX);
 	/* Faults are resolved until nothing is protected; what a lost plan left is released with the descriptor, right after. */
 	wpt_faults_close(t->faults);
+	wpt_huge_close(t);
 	wpt_scan_close(&t->scan);
 	for (i = 0; i < t->files.count; i++)
 		if (wpt_vec_at(&t->files, struct wpt_file, i)->fd >= 0)
@@ -244,8 +246,8 @@ int wpt_tracker_info(struct wpt_tracker *t, struct wpt_tracker_info *info)
 			found.bytes_tracked += a->end - a->start;
 		}
 	}
-	found.memory_bytes = sizeof(*t) + wpt_ledger_memory(t->ledger) + wpt_faults_memory(t->faults) + t->plan->areas.bytes + t->plan->text.bytes +
-			     t->files.bytes + t->maps.maps.bytes + t->maps.text.bytes;
+	found.memory_bytes = sizeof(*t) + wpt_ledger_memory(t->ledger) + wpt_faults_memory(t->faults) + wpt_huge_memory(t) + t->plan->areas.bytes +
+			     t->plan->text.bytes + t->files.bytes + t->maps.maps.bytes + t->maps.text.bytes;
 	pthread_mutex_unlock(&t->lock);
 	return wpt_info_copy(info, &found, sizeof(found), sizeof(found));
 }

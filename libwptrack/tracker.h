@@ -95,6 +95,7 @@ struct wpt_tracker {
 	struct wpt_scan_how how;
 	struct wpt_scan scan;
 	struct wpt_faults *faults; /* backend sync */
+	struct wpt_huge *huge;     /* huge.h; NULL: huge pages are not given back */
 	struct wpt_log log;
 	uint32_t backend;
 	uint32_t flags;

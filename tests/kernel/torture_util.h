@@ -186,7 +186,7 @@ static uint64_t fix_wrong(struct fix *f)
 	return wrong;
 }
 
-static void fix_take(struct fix *f)
+static inline void fix_take(struct fix *f)
 {
 	int r = fix_try(f, NULL);
 
