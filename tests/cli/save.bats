@@ -201,6 +201,16 @@ same_range()
 	same_as_folder again
 }
 
+@test "--collapse changes nothing of what is stored" {
+	target_start
+	tell fill 6
+	try "$WPSNAP" save "$TARGET" -o s.wps --collapse --json
+	exits 0
+	says '"pages_collapsed":' out
+	"$WPSNAP" restore s.wps -o all
+	same_as_folder all
+}
+
 @test "levels and threads change the size or nothing, never the content" {
 	target_start
 	tell same 0 128

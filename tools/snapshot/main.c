@@ -10,7 +10,7 @@
 #define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|cow|fuzzy] [--backend auto|async|sync]\n" \
 	"           [--level N] [--threads N] [--verify-content] [--assume-sole-writer] [--staging SIZE]\n" \
 	"           [--refuse] [--rounds N] [--target-pause TIME] [--stop-timeout TIME]\n" \
-	"           [--registers] [--cmdline] [-q] [--json]"
+	"           [--collapse] [--registers] [--cmdline] [-q] [--json]"
 
 static const struct command commands[] = {
 	{ "probe", CMD_PROBE, 0, 0, false, false, "[--json]",

@@ -198,6 +198,7 @@ static const struct option_def options[] = {
 	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 16 by default", set_rounds, 0 },
 	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
 	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },
+	{ "collapse", 0, NULL, CMD_TAKE, "give the target back the huge pages that tracking splits", FLAG(collapse) },
 	{ "registers", 0, NULL, CMD_TAKE, "store the registers of the threads too", FLAG(registers) },
 	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
 	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },

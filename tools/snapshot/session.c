@@ -185,6 +185,8 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 		wo.flags |= WPT_WRITER_NEW;
 	if (o->cmdline)
 		wo.flags |= WPT_WRITER_CMDLINE;
+	if (o->collapse)
+		wo.flags |= WPT_WRITER_COLLAPSE;
 	err = wpt_writer_open(&s->writer, s->tracker, dest == WPT_DEST_FD ? NULL : o->output, &wo);
 	if (!err)
 		return EXIT_OK;
@@ -266,6 +268,8 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 		json_u64(f, "cow_waits", st->cow_waits);
 		json_u64(f, "cow_fallback", st->cow_fallback);
 	}
+	if (s->o->collapse)
+		json_u64(f, "pages_collapsed", st->pages_collapsed);
 	json_end(f);
 }
 
@@ -285,6 +289,7 @@ static void print_link_text(const struct session *s, const struct wpt_take_stats
 	print_count(f, st->pages_compared, "compared");
 	print_count(f, st->pages_unreadable, "unreadable");
 	print_count(f, st->pages_torn, "torn");
+	print_count(f, st->pages_collapsed, "collapsed");
 	fprintf(f, ", %s, pause %s, total %s", format_size(size, st->bytes_stored), format_duration(pause, st->pause_ns),
 		format_duration(total, st->total_ns));
 	if (*st->file) {

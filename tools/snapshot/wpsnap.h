@@ -77,7 +77,7 @@ struct opts {
 	uint32_t stop_timeout_ms;  /* 0: not given */
 	uint64_t every_ns;
 	uint64_t count;            /* 0: no end */
-	bool new_chain, verify_content, sole_writer, refuse, registers, cmdline, json, quiet;
+	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet;
 	bool help, version;
 };
 

@@ -56,7 +56,7 @@ _wpsnap()
 		compopt +o filenames 2>/dev/null
 		take='--output --range --mode --backend --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds --target-pause
 			--stop-timeout
-			--registers --cmdline --json --quiet'
+			--collapse --registers --cmdline --json --quiet'
 		case $cmd in
 		probe | info) take='--json' ;;
 		save) take+=' --parent' ;;
