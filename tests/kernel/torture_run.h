@@ -54,6 +54,7 @@ struct session {
 	uint64_t rng;
 	uint64_t dirty, compared, stored, tracked, pause_ns, rounds;
 	uint64_t cow_faults, cow_copied, cow_waits, cow_fallback;
+	uint64_t collapsed;
 };
 
 static void say_library(void *arg, enum wpt_log_level level, const char *message)
@@ -381,6 +382,7 @@ static int take_link(struct session *s)
 		s->cow_waits += stats.cow_waits;
 		s->cow_fallback += stats.cow_fallback;
 		s->rounds += stats.nr_rounds;
+		s->collapsed += stats.pages_collapsed;
 	}
 	if (open_link(s, stats.sequence, &chain))
 		return -1;
@@ -400,6 +402,9 @@ static int session_writer(struct session *s, const char *chain)
 					.hot_set = rng_below(&s->rng, 2) ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
 	int r;
 
+	/* Half of all seeds have their huge pages given back. */
+	if (s->ctl->seed >> 3 & 1)
+		o.flags |= WPT_WRITER_COLLAPSE;
 	snprintf(s->chain, sizeof(s->chain), "%s", chain);
 	r = wpt_writer_open(&s->writer, s->tracker, s->chain, &o);
 	if (r)
@@ -560,6 +565,8 @@ static void say_figures(struct session *s)
 	if (s->run->mode == WPT_MODE_COW)
 		printf("# %s: saved by faults %" PRIu64 ", in the background %" PRIu64 "; waited for memory %" PRIu64
 		       ", completed by a pause %" PRIu64 "\n", s->run->name, s->cow_faults, s->cow_copied, s->cow_waits, s->cow_fallback);
+	if (s->collapsed)
+		printf("# %s: %" PRIu64 " huge pages given back\n", s->run->name, s->collapsed / 512);
 	if (!getenv("WPT_VERBOSE"))
 		return;
 	printf("#  ");
