@@ -148,6 +148,15 @@ plant 'rounds: what is gone is not told' look.c \
 plant 'rounds: staged copies are written to after they were given away' copy.c \
 	's/\twpt_copy_unstage\(c\);\n\tc->spilled/\tc->spilled/' \
 	rounds_test '*little*' "$wrong|damaged|FAILED"
+plant 'a huge page that was given back is taken for clean' huge.c \
+	's/(\t\terr = wpt_target_collapse\(t->target, start, end\);\n)/$1\tif (!err)\n\t\terr = wpt_kern_protect(wpt_target_uffd(t->target), start, end);\n/' \
+	huge_test 'writers_*' 'WRONG PAGES'
+plant 'a huge page that a child shares is collapsed' huge.c \
+	's/const uint64_t whole = WPT_ENTRY_PRESENT \| WPT_ENTRY_EXCLUSIVE;/const uint64_t whole = WPT_ENTRY_PRESENT;/' \
+	huge_test 'shared_with_a_child' 'FAILED'
+plant 'more huge pages are given back than the staging memory holds' huge.c \
+	's/b\.blocks = WPT_MIN\(bytes, MAX_BYTES\) \/ h->block;/b.blocks = MAX_BYTES \/ h->block;/' \
+	huge_test 'no_more_than_fits' 'FAILED'
 if [ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge 18 ]; then
 	plant 'a huge page that was zapped and read again is taken for clean' look.c \
 		's/err \|\| match != &hugetlb \? err : collect_refilled\(l, a, start, end\)/err/' \
