@@ -839,7 +839,7 @@ int wpt_tracker_list(struct wpt_tracker *t)
 void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end)
 {
 	const struct wpt_area *a;
-	uint64_t at, stop;
+	uint64_t at, stop, end_of_slice;
 	size_t i;
 
 	for (i = 0; i < t->plan->areas.count; i++) {
@@ -847,8 +847,11 @@ void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end)
 		if (!a->armed || a->kind == WPT_KIND_REPORTED)
 			continue;
 		stop = WPT_MIN(end, a->end);
-		for (at = WPT_MAX(start, a->start); at < stop; at += DISARM_SLICE)
-			wpt_kern_unregister(wpt_target_uffd(t->target), at, WPT_MIN(stop, at + DISARM_SLICE));
+		for (at = WPT_MAX(start, a->start); at < stop; at = end_of_slice) {
+			/* Cut where no huge page is, which the kernel would split. */
+			end_of_slice = WPT_MIN(stop, WPT_ALIGN_DOWN(at, DISARM_SLICE) + DISARM_SLICE);
+			wpt_kern_unregister(wpt_target_uffd(t->target), at, end_of_slice);
+		}
 	}
 }
 

@@ -67,7 +67,10 @@ void wpt_scan_start(struct wpt_scan *s, uint64_t start, uint64_t end, const stru
 static int fill_from_kernel(struct wpt_scan *s)
 {
 	s->arg.start = s->arg.walk_end;
-	s->arg.end = s->slice && s->end - s->arg.start > s->slice ? s->arg.start + s->slice : s->end;
+	s->arg.end = s->end;
+	/* Cut where no huge page is: the kernel would split one that it is to protect in part. */
+	if (s->slice)
+		s->arg.end = WPT_MIN(s->end, WPT_ALIGN_DOWN(s->arg.start, s->slice) + s->slice);
 	s->nr = wpt_kern_scan(s->how.pagemap, &s->arg);
 	if (s->nr < 0)
 		return s->nr;

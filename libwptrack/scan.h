@@ -51,7 +51,7 @@ struct wpt_scan {
 	uint64_t *entries;
 	struct wpt_pm_scan_arg arg;
 	uint64_t end;
-	uint64_t slice;     /* bytes a call looks at, so that the target's mmap waits no longer than one; 0: no limit */
+	uint64_t slice;     /* bytes a call looks at (a power of two), so that the target's mmap waits no longer than one; 0: no limit */
 	uint32_t unit;      /* the mapping's page size: huge pages are protected as a whole; 0: small */
 	/*
 	 * Synchronous: runs with no more than this between them are protected by one call. Only while nothing runs that could write there, and

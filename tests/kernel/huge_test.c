@@ -596,6 +596,36 @@ static void no_more_than_fits(void **state)
 	end(&u, NULL);
 }
 
+/* Arming, scanning and unregistering of much memory go by slices: those of a range that begins anywhere end where a huge page ends. */
+static void slices_split_nothing(void **state)
+{
+	const uint64_t at = BASE + 4 * BYTES, bytes = (uint64_t)1 << 30;
+	struct wpt_range r = { .size = sizeof(r), .start = at + TP, .end = at + bytes + 2 * HUGE };
+	struct fix f;
+	char *m;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = map_huge(at, bytes + 2 * HUGE, MADV_HUGEPAGE);
+	m[bytes] = 1;
+	if (smaps_bytes(getpid(), "AnonHugePages:", at, at + 1) != HUGE) {
+		print_message("# skip: needs transparent huge pages\n");
+		skip();
+	}
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	assert_true(wpt_range_add(f.t, &r) > 0);
+	assert_int_equal(wpt_tracker_arm(f.t), 0);
+	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), HUGE);
+	m[bytes + TP] = 1;
+	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), 0);
+	madvise(m + bytes, HUGE, MADV_DONTNEED);
+	m[bytes] = 1;
+	fix_close(&f);
+	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), HUGE);
+	munmap(m, bytes + 2 * HUGE);
+}
+
 static void nothing_given_back(bool attached)
 {
 	struct huge u;
@@ -664,6 +694,7 @@ int main(void)
 		cmocka_unit_test(memory_mapped_anew_is_left_alone),
 		cmocka_unit_test(shared_with_a_child),
 		cmocka_unit_test(no_more_than_fits),
+		cmocka_unit_test(slices_split_nothing),
 		cmocka_unit_test(not_permitted),
 		cmocka_unit_test(without_pagemap_scan),
 		cmocka_unit_test(writers_own_process),
