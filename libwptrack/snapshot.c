@@ -16,6 +16,7 @@
 #include "notes.h"
 #include "own.h"
 #include "store.h"
+#include "take.h"
 #include "tracker.h"
 
 #include <fcntl.h>
@@ -27,60 +28,9 @@
 
 #define DEFAULT_STAGING ((uint64_t)256 << 20)
 #define MIN_STAGING ((uint64_t)4 << 20)
-#define MAX_LINK_NAME 64
 #define DEFAULT_ROUNDS 16u
 #define DEFAULT_PAUSE_US 1000u
 #define DEFAULT_PAGE_NS 800u
-#define SOON_NS 100000000u
-#define USELESS_NS 50000000u
-
-struct wpt_writer {
-	struct wpt_tracker *t;
-	struct wpt_writer_options o;
-	char *path;
-	int dir;                       /* folder, or -1 */
-	int lock;                      /* of the folder, or -1 */
-	int fd;                        /* file that is appended to, or the caller's, or -1 */
-	uint64_t append_at;
-	bool has_tip;
-	int broken;                    /* a stream that failed midway can't be continued */
-	bool all;                      /* nothing is known of the memory: compare everything */
-	struct wpt_identity tip;
-	uint8_t tip_digest[16];
-	uint8_t key[32];
-	/* Of the layer writers, kept from link to link: its memory is filled while the target stands still, when page faults are the larger part. */
-	struct wpt_layer_kit *kit;
-	struct wpt_origin origin;
-	uint64_t turn;                 /* links tried, for the hot set */
-	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
-	struct wpt_vec maps_text;      /* its mappings */
-	struct wpt_vec notes_text;     /* its notes */
-};
-
-/* State of one take. */
-struct take {
-	struct wpt_writer *w;
-	struct wpt_take_options o;
-	struct wpt_take_stats stats;
-	struct wpt_sink *sink;
-	struct wpt_layer_writer *layer;
-	struct wpt_copy copy;
-	struct wpt_cow cow;
-	struct wpt_identity identity;
-	struct wpt_layer_result result;
-	struct wpt_vec registers;
-	struct wpt_vec new_ranges, new_notes;
-	bool notes_changed;
-	char name[MAX_LINK_NAME];
-	uint64_t started, time_ns;
-	struct wpt_vec compared;       /* struct wpt_span: unknown ones that rounds compared */
-	uint64_t pages_compared;       /* by the first pass that did */
-	uint64_t page_ns;              /* what copying a page takes */
-	bool soon;                     /* the last round was short */
-	uint64_t least;                /* pages that a round found */
-	uint32_t nr_useless;           /* rounds in a row that found no fewer */
-	uint64_t useless_ns;
-};
 
 static void hex(char *out, const uint8_t *bytes, size_t n)
 {
@@ -329,7 +279,7 @@ void wpt_writer_close(struct wpt_writer *w)
 
 /* ---- taking ---- */
 
-static int open_sink(struct take *k)
+static int open_sink(struct wpt_take *k)
 {
 	struct wpt_writer *w = k->w;
 	bool sync = !(w->o.flags & WPT_WRITER_NO_SYNC);
@@ -350,7 +300,7 @@ static int open_sink(struct take *k)
 	return -EINVAL;
 }
 
-static int open_layer(struct take *k)
+static int open_layer(struct wpt_take *k)
 {
 	struct wpt_writer *w = k->w;
 	struct wpt_layer_params p = {
@@ -382,7 +332,7 @@ static int open_layer(struct take *k)
 	return err ? err : wpt_layer_writer_open(&k->layer, k->sink, &p);
 }
 
-static int pause_target(struct take *k, uint64_t *since)
+static int pause_target(struct wpt_take *k, uint64_t *since)
 {
 	if (!wpt_target_is_self(k->w->t->target))
 		return wpt_target_stop(k->w->t->target, since);
@@ -390,7 +340,7 @@ static int pause_target(struct take *k, uint64_t *since)
 	return k->o.quiesce(k->o.arg);
 }
 
-static void resume_target(struct take *k, uint64_t since)
+static void resume_target(struct wpt_take *k, uint64_t since)
 {
 	if (wpt_target_is_self(k->w->t->target))
 		k->o.resume(k->o.arg);
@@ -407,155 +357,20 @@ static uint64_t realtime_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* ---- rounds ---- */
-
-/* The writer's threads leave the processors to copying, and what is copied is staged, as far as memory reaches. */
-static void stage(struct take *k)
-{
-	wpt_layer_hold(k->layer, true);
-	k->copy.staging = true;
-}
-
-/* What a round compared is not looked at again, unless the link fails; memory that no round looks at stays unknown. */
-static int spans_compared(struct take *k)
-{
-	struct wpt_tracker *t = k->w->t;
-	struct wpt_vec before = t->unknown;
-	const struct wpt_area *a;
-	struct wpt_span *span, *to;
-	uint64_t at, end;
-	size_t i, k2;
-	int err = 0;
-
-	for (i = 0; i < before.count && !err; i++) {
-		span = wpt_vec_at(&before, struct wpt_span, i);
-		to = wpt_vec_push(&k->compared);
-		if (!to)
-			return -ENOMEM;
-		*to = *span;
-	}
-	t->unknown = (struct wpt_vec)WPT_VEC(struct wpt_span);
-	for (i = k2 = 0; i < t->plan->areas.count && !err; i++) {
-		a = wpt_area_at(t->plan, i);
-		if (a->skipped || a->reason == WPT_REASON_NONE)
-			continue;
-		while (k2 < before.count && wpt_vec_at(&before, struct wpt_span, k2)->end <= a->start)
-			k2++;
-		for (size_t n = k2; n < before.count && !err; n++) {
-			span = wpt_vec_at(&before, struct wpt_span, n);
-			at = WPT_MAX(span->start, a->start);
-			end = WPT_MIN(span->end, a->end);
-			if (at >= end)
-				break;
-			err = wpt_tracker_unknown(t, at, end);
-		}
-	}
-	wpt_vec_free(&before);
-	return err;
-}
-
-/* The link is lost. */
-static void spans_give_back(struct take *k)
-{
-	const struct wpt_span *span;
-	size_t i;
-
-	for (i = 0; i < k->compared.count; i++) {
-		span = wpt_vec_at(&k->compared, struct wpt_span, i);
-		if (wpt_tracker_unknown(k->w->t, span->start, span->end) != 0)
-			k->w->all = true;
-	}
-}
-
-/* Copies what a look found. */
-static int round_copy(struct take *k)
-{
-	struct wpt_writer *w = k->w;
-	uint64_t began = wpt_now_ns();
-	int err;
-
-	k->copy.round = true;
-	err = wpt_copy_run(&k->copy);
-	if (!err && k->copy.pages_dirty >= 256)
-		k->page_ns = (wpt_now_ns() - began) / k->copy.pages_dirty;
-	/* What was not staged, the ledger knows before it is asked again; and all memory is free. */
-	if (!err && !k->copy.staging)
-		err = wpt_layer_drain(k->layer);
-	if (!err)
-		err = wpt_target_alive(w->t->target);
-	if (!err)
-		err = spans_compared(k);
-	if (!err && !k->stats.nr_rounds++)
-		k->pages_compared = k->copy.pages_compared;
-	return err;
-}
-
-/* Why to make no further round after one that took `ns`. */
-static uint32_t rounds_end(struct take *k, uint64_t ns)
-{
-	uint64_t pages = k->copy.pages_dirty, target_ns = (uint64_t)k->o.target_pause_us * 1000;
-	bool useless = pages > k->least / 4 * 3;
-
-	k->least = WPT_MIN(k->least, pages);
-	k->nr_useless = useless ? k->nr_useless + 1 : 0;
-	k->useless_ns = useless ? k->useless_ns + ns : 0;
-	if (pages * k->page_ns <= target_ns / 2)
-		return WPT_ROUNDS_SMALL;
-	if (k->stats.nr_rounds >= k->o.max_rounds)
-		return WPT_ROUNDS_LIMIT;
-	/* One may be slow by chance; and short ones cost little, however many. */
-	return k->nr_useless >= 2 && k->useless_ns >= USELESS_NS ? WPT_ROUNDS_STALLED : WPT_ROUNDS_NONE;
-}
-
-/*
- * Each round copies what was written while the one before did, so that the pause finds little. A base's first round is of everything and goes
- * straight to the writer; later ones are staged, so that a page takes memory and is written to the link once however often it is copied.
- */
-static int take_rounds(struct take *k)
-{
-	struct wpt_tracker *t = k->w->t;
-	uint64_t began;
-	int err = 0;
-
-	if (!k->w->all)
-		stage(k);
-	k->least = UINT64_MAX;
-	while (k->stats.rounds_end == WPT_ROUNDS_NONE && !err) {
-		began = wpt_now_ns();
-		err = wpt_tracker_look(t, 0);
-		if (!err && k->w->all && !k->stats.nr_rounds)
-			err = wpt_tracker_all_unknown(t);
-		/* While copying without staging takes its time, as much is written again: only the pause helps, and a round stores all once more. */
-		if (!err && k->copy.spilled && wpt_ledger_count_taken(t->ledger) > k->least / 4 * 3) {
-			k->stats.rounds_end = WPT_ROUNDS_STAGING;
-			break;
-		}
-		/* Else the rounds that follow would cost each hot page a fault. */
-		if (!err && k->w->o.hot_set && !k->stats.nr_rounds)
-			wpt_tracker_loosen(t);
-		if (!err)
-			err = round_copy(k);
-		k->soon = wpt_now_ns() - began < SOON_NS;
-		if (!err)
-			k->stats.rounds_end = rounds_end(k, wpt_now_ns() - began);
-		if (!k->copy.staging)
-			stage(k);
-	}
-	return err;
-}
+/* ---- the modes ---- */
 
 /*
  * The order within the pause is the design's: list, register, protect and collect, holes, bypasses, liveness; copy; liveness. `later`: what is
  * dirty is left to be saved when the target runs again, where that can be. What a round staged goes its way then: it may be copied again, but not
  * to its place while the target runs.
  */
-static int take_paused(struct take *k, bool later)
+static int take_paused(struct wpt_take *k, bool later)
 {
 	struct wpt_tracker *t = k->w->t;
 	uint64_t since;
 	int err;
 
-	stage(k);
+	wpt_take_stage(k);
 	if (later)
 		wpt_copy_unstage(&k->copy);
 	err = pause_target(k, &since);
@@ -588,7 +403,7 @@ static int take_paused(struct take *k, bool later)
 	return err;
 }
 
-static int take_fuzzy(struct take *k)
+static int take_fuzzy(struct wpt_take *k)
 {
 	int err;
 
@@ -605,7 +420,7 @@ static int take_fuzzy(struct take *k)
 	return err;
 }
 
-static int take_cow(struct take *k)
+static int take_cow(struct wpt_take *k)
 {
 	uint64_t pause;
 	bool lost = false;
@@ -640,7 +455,7 @@ static int take_cow(struct take *k)
 /* ---- finishing ---- */
 
 /* What was skipped and compared, if it is not what the last durable link says. */
-static int add_notes(struct take *k)
+static int add_notes(struct wpt_take *k)
 {
 	struct wpt_vec text = WPT_VEC(char);
 	int err = wpt_notes_text(k->w->t, &text);
@@ -655,7 +470,7 @@ static int add_notes(struct take *k)
 	return err;
 }
 
-static int add_ranges(struct take *k)
+static int add_ranges(struct wpt_take *k)
 {
 	struct wpt_vec ranges = WPT_VEC(struct wpt_layer_range);
 	int err = wpt_notes_ranges(k->w->t, &ranges, &k->new_ranges, &k->stats.nr_skipped);
@@ -668,7 +483,7 @@ static int add_ranges(struct take *k)
 	return err;
 }
 
-static int add_cmdline(struct take *k)
+static int add_cmdline(struct wpt_take *k)
 {
 	struct wpt_vec text = WPT_VEC(char);
 	int err = wpt_notes_cmdline(k->w->t, &text);
@@ -679,7 +494,7 @@ static int add_cmdline(struct take *k)
 	return err;
 }
 
-static int add_sections(struct take *k)
+static int add_sections(struct wpt_take *k)
 {
 	struct wpt_writer *w = k->w;
 	const struct wpt_maps *m = &w->t->maps;
@@ -702,7 +517,7 @@ static int add_sections(struct take *k)
 }
 
 /* The link is durable: what it says is known, and it is the parent of the next. */
-static void succeeded(struct take *k)
+static void succeeded(struct wpt_take *k)
 {
 	struct wpt_writer *w = k->w;
 	const struct wpt_maps *m = &w->t->maps;
@@ -724,7 +539,7 @@ static void succeeded(struct take *k)
 		wpt_vec_clear(&w->notes_text);
 }
 
-static void fill_stats(struct take *k)
+static void fill_stats(struct wpt_take *k)
 {
 	struct wpt_take_stats *s = &k->stats;
 
@@ -749,7 +564,7 @@ static void fill_stats(struct take *k)
 	s->total_ns = wpt_now_ns() - k->started;
 }
 
-static int take_options(struct take *k, const struct wpt_take_options *from)
+static int take_options(struct wpt_take *k, const struct wpt_take_options *from)
 {
 	const struct wpt_take_options *o = &k->o;
 	bool self = wpt_target_is_self(k->w->t->target);
@@ -786,7 +601,7 @@ static bool nothing_to_track(struct wpt_tracker *t)
 	return nothing;
 }
 
-static int take_pages(struct take *k)
+static int take_pages(struct wpt_take *k)
 {
 	int err;
 
@@ -800,7 +615,7 @@ static int take_pages(struct take *k)
 	if (k->o.mode == WPT_MODE_COW && k->o.max_rounds != WPT_NO_ROUNDS)
 		k->o.max_rounds = k->w->all ? 1 : WPT_NO_ROUNDS;
 	if (k->o.max_rounds != WPT_NO_ROUNDS)
-		err = take_rounds(k);
+		err = wpt_take_rounds(k);
 	/* The look before the pause left a plan to free; none may be waited for while the target is stopped. */
 	wpt_tracker_reap(k->w->t);
 	if (err)
@@ -809,7 +624,7 @@ static int take_pages(struct take *k)
 }
 
 /* Everything is copied, and the target runs. */
-static void keep_hot(struct take *k)
+static void keep_hot(struct wpt_take *k)
 {
 	struct wpt_writer *w = k->w;
 
@@ -819,7 +634,7 @@ static void keep_hot(struct take *k)
 	wpt_tracker_loosen(w->t);
 }
 
-static int take_link(struct take *k)
+static int take_link(struct wpt_take *k)
 {
 	int err;
 
@@ -851,7 +666,7 @@ static int take_link(struct take *k)
 
 int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options, struct wpt_take_stats *stats)
 {
-	struct take *k;
+	struct wpt_take *k;
 	int err = wpt_tracker_check(w->t);
 
 	if (err)
@@ -879,7 +694,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		wpt_layer_writer_close(k->layer);
 		if (err) {
 			wpt_ledger_rollback(w->t->ledger);
-			spans_give_back(k);
+			wpt_take_give_back(k);
 		} else {
 			succeeded(k);
 		}

@@ -78,7 +78,7 @@ plant 'a zapped page is taken for clean' copy.c \
 plant 'a scan with protection whose output is discarded' look.c \
 	's/(\twpt_scan_start\(&l->t->scan, start, end, match, true\);\n)/\tprotect_present(l, start, end);\n$1/' \
 	torture_test anon "$wrong"
-plant 'copied before it is protected' snapshot.c \
+plant 'copied before it is protected' rounds.c \
 	's/(k->copy.round = true;\n\terr = wpt_copy_run\(&k->copy\);\n)/$1\tif (!err)\n\t\terr = wpt_tracker_look(w->t, 0);\n/' \
 	torture_test anon "$wrong"
 plant 'fuzzy: pages are copied before they are protected and never looked at again' snapshot.c \
