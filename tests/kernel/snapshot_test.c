@@ -985,6 +985,7 @@ static int unprivileged_chain(struct wpt_tracker *t, char *m, const char *chain,
 
 static int unprivileged_body(const char *dir)
 {
+	struct wpt_tracker_options patient = { .size = sizeof(patient), .stop_timeout_ms = 10000 };
 	char chain[200];
 	struct wpt_tracker *t;
 	int fd, status;
@@ -1013,7 +1014,7 @@ static int unprivileged_body(const char *dir)
 
 	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pid = sleeping_child(m, 4);
-	status = wpt_tracker_attach(&t, pid, NULL);
+	status = wpt_tracker_attach(&t, pid, &patient);
 	if (status == -EPERM) {
 		printf("# this system's policy (Yama) forbids users to trace: attaching was not tried\n");
 	} else {

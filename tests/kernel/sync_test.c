@@ -449,7 +449,7 @@ static bool sysctl_allows(void)
 /* The system call of the target would fail on a protected page: refused, with what to do. */
 static void a_target_that_may_not_have_kernel_faults_is_refused(void **state)
 {
-	struct wpt_tracker_options o = { .size = sizeof(o), .backend = WPT_BACKEND_SYNC, .log = note_said };
+	struct wpt_tracker_options o = { .size = sizeof(o), .backend = WPT_BACKEND_SYNC, .log = note_said, .stop_timeout_ms = 10000 };
 	struct wpt_tracker *t = NULL;
 	struct fixture f;
 
