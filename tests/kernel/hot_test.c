@@ -12,7 +12,7 @@
 
 #include "random.h"
 
-#define PAGES 2048u
+#define PAGES 1024u
 #define BYTES (PAGES * TP)
 #define UFFD_WP (UINT64_C(1) << 57)
 #define TURNS 64u
@@ -93,18 +93,23 @@ static uint64_t nr_unprotected(struct hot *h, bool hot)
 	return nr;
 }
 
-static void take(struct hot *h)
+static void take_unseen(struct hot *h)
 {
 	struct wpt_take_options o = { .size = sizeof(o), .paused = instant, .resume = resume, .quiesce = fix_nothing, .arg = h };
 
 	if (rng_below(&h->rng, 3) == 0)
 		o.max_rounds = WPT_NO_ROUNDS;
-	if (h->f.t && rng_below(&h->rng, 10) == 0) {
+	if (rng_below(&h->rng, 10) == 0) {
 		o.paused = refuse;
 		assert_int_equal(fix_try(&h->f, &o), -ECANCELED);
 		o.paused = instant;
 	}
 	assert_int_equal(fix_try(&h->f, &o), 0);
+}
+
+static void take(struct hot *h)
+{
+	take_unseen(h);
 	h->f.range[0].mine = h->shadow;
 	if (fix_wrong(&h->f))
 		fail_msg("link %" PRIu64 " is wrong, WPT_SEED=%" PRIu64, h->f.stats.sequence, seed);
@@ -176,7 +181,7 @@ static void hot_case(enum memory memory, uint32_t backend)
 	assert_true(nr_unprotected(&h, false) <= 5);
 	assert_int_equal(nr_unprotected(&h, true) + nr_unprotected(&h, false), h.f.stats.pages_hot);
 	for (i = 0; i < TURNS; i++)
-		take(&h);
+		take_unseen(&h);
 	assert_int_equal(h.f.stats.pages_hot, 0);
 	take(&h);
 	assert_int_equal(h.f.stats.pages_dirty, 0);
