@@ -190,9 +190,10 @@ make_chain()
 	target_start
 	watch_start watch "$TARGET" -o dir --every 0
 	watch_ready
+	# before: with the backend sync the write would wait for the watch
+	tell write 1 1 1
 	kill -STOP "$WATCH"
 	until_state "$WATCH" T
-	tell write 1 1 1
 	kill -USR1 "$WATCH"
 	kill -TERM "$WATCH"
 	kill -CONT "$WATCH"
@@ -459,7 +460,7 @@ watch_json()
 	target_start
 	watch_start watch "$TARGET" -o dir --every 0 --json
 	watch_json ready
-	[[ $LINE == '{"schema":1,"type":"ready","pid":'$TARGET',"backend":"async"}' ]]
+	[[ $LINE == '{"schema":1,"type":"ready","pid":'$TARGET',"backend":"'?(a)sync'"}' ]]
 	watch_json link
 	[[ $LINE == *',"trigger":"base","sequence":0,'* ]]
 	kill -USR1 "$WATCH"
