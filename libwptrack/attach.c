@@ -151,7 +151,8 @@ static int go(pid_t tid, long request, bool event)
 		} else if (WSTOPSIG(status) == SIGSTOP) {
 			signal = SIGSTOP;
 		} else {
-			return -EFAULT;
+			/* Only since Linux 6.4 is there a way to know before (dispatches_syscalls). */
+			return WSTOPSIG(status) == SIGSYS ? -WPT_E_SECCOMP : -EFAULT;
 		}
 	}
 }

@@ -342,7 +342,7 @@ static void seccomp_as_nobody(void **state)
 		fixture_start(&f, modes[i], 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'S');
 		for (k = 0; k < rounds(20); k++)
-			assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL), -WPT_E_SECCOMP);
+			assert_int_equal(wpt_target_attach(&t, f.pid, 1000, uffd_of_kernel(), NULL), -WPT_E_SECCOMP);
 		/* To read it needs no system call of the target. */
 		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_NONE, NULL), 0);
 		wpt_target_close(t);
@@ -367,7 +367,7 @@ static void test_dispatch(void **state)
 	fixture_start(&f, "dispatch", 0);
 	fault = atomic_load(&f.sh->word);
 	for (i = 0; i < rounds(30) && !fault; i++)
-		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL), -WPT_E_SECCOMP);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, uffd_of_kernel(), NULL), -WPT_E_SECCOMP);
 	fixture_finish(&f, 0);
 	if (fault) {
 		print_message("skipping: no syscall user dispatch in this kernel\n");
@@ -385,7 +385,7 @@ static void test_vfork(void **state)
 	for (i = 0; i < rounds(30); i++) {
 		fixture_start(&f, "vfork", 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'D');
-		assert_int_equal(wpt_target_attach(&t, f.pid, 30, WPT_UFFD_ASYNC, NULL), -WPT_E_STOP_TIMEOUT);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 30, uffd_of_kernel(), NULL), -WPT_E_STOP_TIMEOUT);
 		assert_int_equal(task_status(f.pid, "TracerPid:", 10), 0);
 		fixture_wake(&f);
 		fixture_finish(&f, 0);
@@ -405,7 +405,7 @@ static void test_vfork_threads(void **state)
 		fixture_start(&f, "vfork_threads", 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'D');
 		/* The thread that is not in vfork does it. */
-		assert_int_equal(wpt_target_attach(&t, f.pid, 2000, WPT_UFFD_ASYNC, NULL), 0);
+		assert_int_equal(wpt_target_attach(&t, f.pid, 2000, uffd_of_kernel(), NULL), 0);
 		wpt_target_close(t);
 		assert_int_equal(wpt_target_attach(&t, f.pid, 30, WPT_UFFD_NONE, NULL), 0);
 		assert_int_equal(wpt_target_stop(t, &at), -WPT_E_STOP_TIMEOUT);
@@ -430,7 +430,7 @@ static void test_exec(void **state)
 	needs_tracking();
 	fixture_start(&f, "exec", 0);
 	for (i = 0; i < rounds(300); i++) {
-		rc = wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_ASYNC, NULL);
+		rc = wpt_target_attach(&t, f.pid, 1000, uffd_of_kernel(), NULL);
 		if (!rc) {
 			wpt_target_close(t);
 			done++;
@@ -461,7 +461,7 @@ static void test_exit(void **state)
 			_exit(11);
 		}
 		sleep_us(50);
-		rc = wpt_target_attach(&t, pid, 1000, WPT_UFFD_ASYNC, NULL);
+		rc = wpt_target_attach(&t, pid, 1000, uffd_of_kernel(), NULL);
 		if (!rc)
 			wpt_target_close(t);
 		else if (rc != -WPT_E_GONE && rc != -ESRCH && rc != -EAGAIN)
@@ -474,9 +474,9 @@ static void test_exit(void **state)
 	if (!pid)
 		_exit(0);
 	WAIT_FOR(task_state(pid, pid) == 'Z');
-	assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_GONE);
+	assert_int_equal(wpt_target_attach(&t, pid, 100, uffd_of_kernel(), NULL), -WPT_E_GONE);
 	waitpid(pid, NULL, 0);
-	assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -ESRCH);
+	assert_int_equal(wpt_target_attach(&t, pid, 100, uffd_of_kernel(), NULL), -ESRCH);
 }
 
 static void test_refusals(void **state)
@@ -488,11 +488,11 @@ static void test_refusals(void **state)
 	char c;
 
 	(void)state;
-	assert_int_equal(wpt_target_attach(&t, 0, 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
-	assert_int_equal(wpt_target_attach(&t, -5, 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
-	assert_int_equal(wpt_target_attach(&t, getpid(), 0, WPT_UFFD_ASYNC, NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, 0, 0, uffd_of_kernel(), NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, -5, 0, uffd_of_kernel(), NULL), -EINVAL);
+	assert_int_equal(wpt_target_attach(&t, getpid(), 0, uffd_of_kernel(), NULL), -EINVAL);
 	if (getuid() == 0 && !access("/proc/2/stat", R_OK))
-		assert_int_equal(wpt_target_attach(&t, 2, 0, WPT_UFFD_ASYNC, NULL), -EPERM); /* kthreadd */
+		assert_int_equal(wpt_target_attach(&t, 2, 0, uffd_of_kernel(), NULL), -EPERM); /* kthreadd */
 	fixture_start(&f, "poll", 0);
 	assert_int_equal(pipe(sync), 0);
 	tracer = fork();
@@ -505,7 +505,7 @@ static void test_refusals(void **state)
 	}
 	assert_int_equal(read(sync[0], &c, 1), 1);
 	assert_int_equal(c, 'y');
-	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_TRACED);
+	assert_int_equal(wpt_target_attach(&t, f.pid, 100, uffd_of_kernel(), NULL), -WPT_E_TRACED);
 	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_NONE, NULL), 0);
 	uint64_t at;
 	assert_int_equal(wpt_target_stop(t, &at), -WPT_E_TRACED);
@@ -525,7 +525,7 @@ static void others_process(void **state)
 	struct wpt_target *t;
 
 	(void)state;
-	assert_int_equal(wpt_target_attach(&t, 1, 100, WPT_UFFD_ASYNC, NULL), -EPERM);
+	assert_int_equal(wpt_target_attach(&t, 1, 100, uffd_of_kernel(), NULL), -EPERM);
 }
 
 static void test_not_allowed(void **state)
@@ -572,7 +572,7 @@ static void test_other_word_size(void **state)
 		skip();
 	}
 	for (i = 0; i < rounds(20); i++) {
-		assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_ASYNC, NULL), -WPT_E_ARCH);
+		assert_int_equal(wpt_target_attach(&t, pid, 100, uffd_of_kernel(), NULL), -WPT_E_ARCH);
 		assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_NONE, NULL), 0);
 		must_stop(t);
 		wpt_target_close(t);
@@ -616,7 +616,7 @@ static void kill_attacher(struct fixture *f, int i)
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		for (;;) {
-			if (wpt_target_attach(&t, f->pid, 1000, WPT_UFFD_ASYNC, NULL))
+			if (wpt_target_attach(&t, f->pid, 1000, uffd_of_kernel(), NULL))
 				continue;
 			if (!wpt_target_stop(t, &at))
 				wpt_target_resume(t);

@@ -250,19 +250,19 @@ static inline int count_fds(pid_t pid)
 }
 
 /* Asked once, by the first fixture: probing attaches to a child of its own, of which the parent may hear. */
-static inline bool can_track(void)
+static inline enum wpt_uffd uffd_of_kernel(void)
 {
 	static int known = -1;
 	struct wpt_probe p = { .size = sizeof(p) };
 
-	if (known < 0)
-		known = wpt_probe(&p) == 0 && p.features & WPT_F_ASYNC;
-	return known;
+	if (known < 0 && wpt_probe(&p) == 0)
+		known = p.features & WPT_F_ASYNC ? WPT_UFFD_ASYNC : p.features & WPT_F_SYNC ? WPT_UFFD_SYNC : WPT_UFFD_NONE;
+	return known < 0 ? WPT_UFFD_NONE : (enum wpt_uffd)known;
 }
 
 static inline void fixture_start(struct fixture *f, const char *mode, uid_t uid)
 {
-	can_track();
+	uffd_of_kernel();
 	memset(f, 0, sizeof(*f));
 	f->memfd = memfd_create("shared", MFD_CLOEXEC);
 	assert_true(f->memfd >= 0);
@@ -324,7 +324,8 @@ static inline void fixture_kill(struct fixture *f)
 
 static inline void needs_tracking(void)
 {
-	if (can_track())
+	/* The other one is for root's processes. */
+	if (uffd_of_kernel() == WPT_UFFD_ASYNC || (uffd_of_kernel() == WPT_UFFD_SYNC && geteuid() == 0))
 		return;
 	print_message("no asynchronous write protection (wpsnap probe)\n");
 	skip();
@@ -338,7 +339,11 @@ static inline struct wpt_target *must_attach(pid_t pid)
 	needs_tracking();
 	/* A thread that happens to be in an uninterruptible wait for a while is no failure. */
 	for (i = 0; i < 5 && rc; i++) {
-		rc = wpt_target_attach(&t, pid, 2000, WPT_UFFD_ASYNC, NULL);
+		rc = wpt_target_attach(&t, pid, 2000, uffd_of_kernel(), NULL);
+		if (rc == -EPERM && uffd_of_kernel() == WPT_UFFD_SYNC) {
+			print_message("no asynchronous write protection (wpsnap probe), and this is a user's process\n");
+			skip();
+		}
 		if (rc != -WPT_E_STOP_TIMEOUT)
 			break;
 	}

@@ -317,7 +317,7 @@ static void test_self(void **state)
 	mprotect(p + 10 * PAGE, PAGE, PROT_NONE);
 	guard = !madvise(p + 20 * PAGE, PAGE, MADV_GUARD_INSTALL);
 	munmap(p + 30 * PAGE, PAGE);
-	assert_int_equal(wpt_target_self(&t, WPT_UFFD_ASYNC, NULL), 0);
+	assert_int_equal(wpt_target_self(&t, uffd_of_kernel(), NULL), 0);
 	assert_true(wpt_target_is_self(t));
 	assert_int_equal(wpt_target_pid(t), getpid());
 	assert_true(wpt_target_pagemap(t) >= 0);
@@ -370,7 +370,7 @@ static void test_forked(void **state)
 	fixture_start(&f, "sharers", 0);
 	for (i = 0; i < 2; i++) {
 		if (i)
-			assert_int_equal(wpt_target_self(&t, WPT_UFFD_ASYNC, NULL), 0);
+			assert_int_equal(wpt_target_self(&t, uffd_of_kernel(), NULL), 0);
 		else
 			t = must_attach(f.pid);
 		if (!i)
