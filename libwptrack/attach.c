@@ -255,6 +255,8 @@ static int take(struct inject *in, pid_t tid, int fd)
 	ours = (int)wpt_sys(SYS_pidfd_getfd, pidfd >= 0 ? pidfd : in->t->pidfd, fd, 0);
 	if (pidfd >= 0)
 		wpt_sys(SYS_close, pidfd);
+	if (pidfd < 0 && (ours == -EBADF || ours == -ESRCH) && wpt_proc_is_exiting(in->t->task, (uint64_t)in->t->pid))
+		return -WPT_E_UNSUPPORTED;
 	if (ours < 0)
 		return ours == -EBADF || ours == -ESRCH ? -EAGAIN : ours;
 	rc = wpt_sys(SYS_kcmp, tid, wpt_sys(SYS_getpid), KCMP_FILE, fd, ours);

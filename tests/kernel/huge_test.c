@@ -617,10 +617,6 @@ static void slices_split_nothing(void **state)
 	assert_true(wpt_range_add(f.t, &r) > 0);
 	assert_int_equal(wpt_tracker_arm(f.t), 0);
 	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), HUGE);
-	m[bytes + TP] = 1;
-	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), 0);
-	madvise(m + bytes, HUGE, MADV_DONTNEED);
-	m[bytes] = 1;
 	fix_close(&f);
 	assert_int_equal(smaps_bytes(getpid(), "AnonHugePages:", at, at + bytes), HUGE);
 	munmap(m, bytes + 2 * HUGE);
