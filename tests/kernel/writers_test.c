@@ -527,11 +527,16 @@ static void test_watch(void **state)
 		assert_int_equal(wpt_target_poll(x.t, note, &seen), 0);
 		assert_int_equal(seen.nr, 0);
 		assert_int_equal(pwrite(other, "x", 1, 5000), 1);
-		close(other);
 		assert_int_equal(wpt_target_poll(x.t, note, &seen), 0);
 		assert_int_equal(seen.nr, 1);
 		assert_int_equal(seen.watch[0], w_file);
+		close(other); /* now it tells of the silent one */
+		assert_int_equal(wpt_target_poll(x.t, note, &seen), 0);
+		assert_int_equal(seen.nr, 2);
+		assert_int_equal(seen.watch[1], w_file);
 		seen.nr = 0;
+		/* Reading is no change. */
+		close(open(x.path, O_RDONLY | O_CLOEXEC));
 	}
 	files_close(&x);
 }
