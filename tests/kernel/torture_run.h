@@ -565,6 +565,8 @@ static void say_figures(struct session *s)
 	if (s->run->mode == WPT_MODE_COW)
 		printf("# %s: saved by faults %" PRIu64 ", in the background %" PRIu64 "; waited for memory %" PRIu64
 		       ", completed by a pause %" PRIu64 "\n", s->run->name, s->cow_faults, s->cow_copied, s->cow_waits, s->cow_fallback);
+	if (s->check.half_filled)
+		printf("# %s: %" PRIu64 " punched pages that a write had filled and not written\n", s->run->name, s->check.half_filled);
 	if (s->collapsed)
 		printf("# %s: %" PRIu64 " huge pages given back\n", s->run->name, s->collapsed / 512);
 	if (!getenv("WPT_VERBOSE"))
