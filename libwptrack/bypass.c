@@ -395,6 +395,19 @@ int wpt_tracker_inspect(struct wpt_tracker *t)
 	return inspect_files(&l);
 }
 
+bool wpt_tracker_is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t end)
+{
+	const struct wpt_piece *p;
+	size_t i;
+
+	for (i = 0; i < t->pinned.count; i++) {
+		p = wpt_vec_at(&t->pinned, struct wpt_piece, i);
+		if (p->addr < end && start < p->addr + p->len)
+			return true;
+	}
+	return false;
+}
+
 /* Memory that the kernel writes to without a fault, as of this look and of the last one. */
 int wpt_look_pinned(struct wpt_look *l)
 {

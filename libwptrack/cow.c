@@ -65,19 +65,6 @@ static struct wpt_fault_area *fault_area(struct wpt_cow *k, uint64_t addr)
 	return low < k->areas.count && f->start <= addr ? f : NULL;
 }
 
-static bool is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t end)
-{
-	const struct wpt_piece *p;
-	size_t i;
-
-	for (i = 0; i < t->pinned.count; i++) {
-		p = wpt_vec_at(&t->pinned, struct wpt_piece, i);
-		if (p->addr < end && start < p->addr + p->len)
-			return true;
-	}
-	return false;
-}
-
 /* Protected, and there is content. */
 static const struct wpt_scan_match match_intact = {
 	.inverted = PAGE_IS_WRITTEN,
@@ -122,7 +109,7 @@ static int later(struct wpt_copy *c, uint64_t start, uint64_t end, uint64_t *fro
 		return err;
 	*to = WPT_MIN(k->run.end, end);
 	*from = WPT_MAX(k->run.start, start);
-	if (is_pinned(c->t, *from, *to)) {
+	if (wpt_tracker_is_pinned(c->t, *from, *to)) {
 		*from = *to;
 		return 0;
 	}

@@ -193,20 +193,6 @@ static bool is_whole(struct wpt_tracker *t, uint64_t block)
 	return true;
 }
 
-/* The kernel writes to it by its own references, with which it can't be collapsed. */
-static bool is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t end)
-{
-	const struct wpt_piece *p;
-	size_t i;
-
-	for (i = 0; i < t->pinned.count; i++) {
-		p = wpt_vec_at(&t->pinned, struct wpt_piece, i);
-		if (p->addr < end && start < p->addr + p->len)
-			return true;
-	}
-	return false;
-}
-
 static bool has_block(const struct wpt_vec *v, uint64_t block)
 {
 	const struct wpt_span *span;
@@ -232,7 +218,8 @@ static uint64_t gather(struct wpt_tracker *t, struct budget *b, uint64_t at, uin
 		if (alone && to > at)
 			break;
 		b->looks--;
-		if (is_pinned(t, to, to + h->block) || !is_whole(t, to))
+		/* With the kernel's own references it can't be collapsed. */
+		if (wpt_tracker_is_pinned(t, to, to + h->block) || !is_whole(t, to))
 			break;
 		b->blocks--;
 	}

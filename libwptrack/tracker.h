@@ -146,6 +146,9 @@ int wpt_tracker_list(struct wpt_tracker *t);
  */
 int wpt_tracker_inspect(struct wpt_tracker *t);
 
+/* At the last look some of [start, end) was memory that the kernel writes to without a fault. */
+bool wpt_tracker_is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t end);
+
 /* Ends write protection of what is armed in [start, end), in slices. */
 void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end);
 

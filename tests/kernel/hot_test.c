@@ -207,6 +207,10 @@ static void asynchronous(void **state)
 static void synchronous(void **state)
 {
 	(void)state;
+	if (!(way_features() & WPT_F_SYNC)) {
+		print_message("# skip: needs a userfaultfd for this user that handles faults of system calls\n");
+		skip();
+	}
 	all_kinds(WPT_BACKEND_SYNC);
 }
 
