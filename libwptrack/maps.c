@@ -167,7 +167,7 @@ static void resolve_page_size(struct wpt_target *t, struct wpt_map *m)
 /* "START-END rwxp OFFSET MAJOR:MINOR INODE    NAME". Returns the name. */
 static const char *parse_line(struct wpt_map *m, const char *p)
 {
-	m->start = wpt_parse_hex(&p);
+	m->start = m->vm_start = wpt_parse_hex(&p);
 	p++;
 	m->end = wpt_parse_hex(&p);
 	p++;
@@ -188,10 +188,21 @@ static const char *parse_line(struct wpt_map *m, const char *p)
 	return p;
 }
 
+/* Only what lies behind all others is kept of it. */
+static bool map_clip(struct wpt_map *map, uint64_t end)
+{
+	if (map->start >= end)
+		return true;
+	map->offset += map->inode ? end - map->start : 0;
+	map->start = end;
+	return map->start < map->end;
+}
+
 static int parse(struct wpt_target *t, struct wpt_maps *m)
 {
 	size_t pos = m->raw, end = m->raw + m->raw_len, len;
 	const char *text, *name, *eol;
+	uint64_t mapped_end = 0;
 	struct wpt_map *map;
 	char *dst;
 
@@ -208,6 +219,11 @@ static int parse(struct wpt_target *t, struct wpt_maps *m)
 			return -EIO;
 		len = (size_t)(eol - name);
 		pos = (size_t)(eol - text) + 1;
+		if (!map_clip(map, mapped_end)) {
+			m->maps.count--;
+			continue;
+		}
+		mapped_end = map->end;
 		if (!len) {
 			map->name = m->raw + m->raw_len; /* the NUL behind the raw text */
 		} else {
@@ -314,8 +330,8 @@ int wpt_target_open_file(struct wpt_target *t, const struct wpt_map *map, const 
 	memcpy(path, "map_files/", 10);
 	len = 10;
 	for (shift = 60; shift >= 0; shift -= 4)
-		if (map->start >> shift || !shift)
-			path[len++] = hex[map->start >> shift & 15];
+		if (map->vm_start >> shift || !shift)
+			path[len++] = hex[map->vm_start >> shift & 15];
 	path[len++] = '-';
 	for (shift = 60; shift >= 0; shift -= 4)
 		if (map->end >> shift || !shift)

@@ -57,6 +57,7 @@ int wpt_target_registers(struct wpt_target *t, struct wpt_vec *v);
 /* One line of /proc/PID/maps. `name` is an offset into the list's text. */
 struct wpt_map {
 	uint64_t start, end;
+	uint64_t vm_start;    /* as the kernel has it, for which it may be asked */
 	uint64_t offset;      /* in the file, bytes */
 	uint64_t inode;
 	uint32_t dev_major, dev_minor;
@@ -72,7 +73,11 @@ struct wpt_maps {
 	size_t raw, raw_len;  /* the raw text of /proc/PID/maps within `text` */
 };
 
-/* Lists the mappings. hugetlb is told by the file system of the mapping's file ("/anon_hugepage", hugetlbfs), page size by it. */
+/*
+ * Lists the mappings, ascending and apart: while the target runs, the kernel may list a mapping and then, when it was merged with the next, all of
+ * that; what was listed before is left out then. hugetlb is told by the file system of the mapping's file ("/anon_hugepage", hugetlbfs), page size
+ * by it.
+ */
 int wpt_target_maps(struct wpt_target *t, struct wpt_maps *m);
 void wpt_maps_free(struct wpt_maps *m);
 #define wpt_map_at(m, i) wpt_vec_at(&(m)->maps, struct wpt_map, i)

@@ -333,6 +333,77 @@ static void test_self(void **state)
 	munmap(p, NR_PAGES * PAGE);
 }
 
+struct restless {
+	char *m;
+	_Atomic int stop;
+};
+
+#define RESTLESS_PAGES 256u
+
+/* Mappings are split and merged all the time, and never gone. */
+static void *restless_main(void *arg)
+{
+	struct restless *r = arg;
+	unsigned seed = 1, from, nr;
+
+	while (!atomic_load(&r->stop)) {
+		seed = seed * 1103515245u + 12345u;
+		from = (seed >> 8) % RESTLESS_PAGES;
+		nr = 1 + (seed >> 20) % 8;
+		nr = nr < RESTLESS_PAGES - from ? nr : RESTLESS_PAGES - from;
+		mprotect(r->m + from * PAGE, nr * PAGE, PROT_READ | (seed >> 16 & 1 ? PROT_WRITE : 0));
+	}
+	return NULL;
+}
+
+/* Ascending, apart, without a gap in what was there all the time, and with the right offsets. */
+static void check_restless(const struct restless *r, const struct wpt_maps *maps)
+{
+	uint64_t start = (uint64_t)r->m, end = start + RESTLESS_PAGES * PAGE, at = start, before = 0;
+	size_t i;
+
+	for (i = 0; i < maps->maps.count; i++) {
+		const struct wpt_map *map = wpt_map_at(maps, i);
+
+		assert_true(map->start >= before && map->start < map->end);
+		before = map->end;
+		if (map->end <= start || map->start >= end)
+			continue;
+		assert_int_equal(map->start, at);
+		assert_int_equal(map->offset, at - start);
+		at = map->end;
+	}
+	assert_int_equal(at, end);
+}
+
+/* What the kernel lists of a target that runs may overlap. */
+static void test_maps_while_they_change(void **state)
+{
+	struct wpt_maps maps = { .raw = 0 };
+	struct restless r = { .stop = 0 };
+	int fd = memfd_create("restless", MFD_CLOEXEC);
+	struct wpt_target *t;
+	pthread_t thread;
+	unsigned i;
+
+	(void)state;
+	assert_int_equal(ftruncate(fd, RESTLESS_PAGES * PAGE), 0);
+	r.m = mmap(NULL, RESTLESS_PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_true(r.m != MAP_FAILED);
+	assert_int_equal(wpt_target_self(&t, uffd_of_kernel(), NULL), 0);
+	assert_int_equal(pthread_create(&thread, NULL, restless_main, &r), 0);
+	for (i = 0; i < 5000; i++) {
+		assert_int_equal(wpt_target_maps(t, &maps), 0);
+		check_restless(&r, &maps);
+	}
+	atomic_store(&r.stop, 1);
+	pthread_join(thread, NULL);
+	wpt_maps_free(&maps);
+	wpt_target_close(t);
+	munmap(r.m, RESTLESS_PAGES * PAGE);
+	close(fd);
+}
+
 static void in_child(struct wpt_target *t)
 {
 	struct wpt_vec v = WPT_VEC(char), pieces = WPT_VEC(struct wpt_piece);
@@ -945,6 +1016,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_read),
 		cmocka_unit_test(test_read_unprivileged),
 		cmocka_unit_test(test_self),
+		cmocka_unit_test(test_maps_while_they_change),
 		cmocka_unit_test(test_forked),
 		cmocka_unit_test(test_exec),
 		cmocka_unit_test(test_exec_while_stopping),
@@ -964,7 +1036,7 @@ int main(int argc, char **argv)
 
 	if (argc == 2 && !strcmp(argv[0], "target"))
 		return target_main(argv[1]);
-	if (getenv("WPT_TEST_ONLY"))
-		cmocka_set_test_filter(getenv("WPT_TEST_ONLY"));
+	if (getenv("WPT_ONLY"))
+		cmocka_set_test_filter(getenv("WPT_ONLY"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

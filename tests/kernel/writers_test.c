@@ -557,7 +557,7 @@ int main(int argc, char **argv)
 
 	if (argc == 2 && !strcmp(argv[0], "target"))
 		return target_main(argv[1]);
-	if (getenv("WPT_TEST_ONLY"))
-		cmocka_set_test_filter(getenv("WPT_TEST_ONLY"));
+	if (getenv("WPT_ONLY"))
+		cmocka_set_test_filter(getenv("WPT_ONLY"));
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
