@@ -78,9 +78,9 @@ static int batch_need(struct wpt_copy *c)
 		return err;
 	if (c->refuse)
 		return -WPT_E_STAGING;
-	/* From here on the writer's threads have what was staged. */
+	/* From here on the writer's threads have what was staged. What can't be read any more is said, for which a batch may be taken already. */
 	err = again_flush(c);
-	if (err)
+	if (err || c->batch)
 		return err;
 	wpt_copy_unstage(c);
 	c->spilled = true;

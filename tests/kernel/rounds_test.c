@@ -20,6 +20,10 @@
 #define THREADS 2u
 #define BASE 0x510000000000ull
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL 102
+#endif
+
 enum { DENSE, SPARSE, HUGE_PAGES, MEMFD, PRIVATE_FILE, NR_AREAS };
 
 /* Shared with the target. Its addresses are the same in both. */
@@ -385,10 +389,83 @@ static void why_rounds_end(void **state)
 	munmap(m, bytes);
 }
 
+/* ---- pages that a round staged and that can't be read in the pause ---- */
+
+#define UNREADABLE_PAGES 4096u
+#define STAGED_PAGES 700u
+#define GUARDS 3u
+
+struct unreadable {
+	char *m, *shadow;
+	bool spill;
+};
+
+/* The last change before the instant: the first of the staged pages become guards, and so much is written that nothing stays staged. */
+static int guard_some(void *arg)
+{
+	struct unreadable *u = arg;
+
+	if (madvise(u->m, GUARDS * TP, MADV_GUARD_INSTALL))
+		return -errno;
+	memset(u->shadow, 0, GUARDS * TP);
+	for (size_t p = STAGED_PAGES; u->spill && p < UNREADABLE_PAGES; p++) {
+		fix_fill(u->m + p * TP, TP, (unsigned)p);
+		memcpy(u->shadow + p * TP, u->m + p * TP, TP);
+	}
+	return 0;
+}
+
+/* What their first copy held must not be what the link shows, whether the staging memory was given to the writer in between or not. */
+static void guard_after_a_round(bool spill)
+{
+	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = 4 << 20 };
+	struct wpt_take_options o = { .size = sizeof(o), .max_rounds = 1, .target_pause_us = 1, .resume = fix_void };
+	struct unreadable u = { .spill = spill };
+	struct fix f;
+
+	u.m = fix_anon(UNREADABLE_PAGES * TP);
+	u.shadow = fix_anon(UNREADABLE_PAGES * TP);
+	fix_fill(u.m, UNREADABLE_PAGES * TP, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add_as(&f, u.m, u.shadow, UNREADABLE_PAGES * TP);
+	assert_int_equal(wpt_writer_open(&f.w, f.t, f.chain, &wo), 0);
+	fix_take(&f);
+	fix_fill(u.m, STAGED_PAGES * TP, 2);
+	memcpy(u.shadow, u.m, UNREADABLE_PAGES * TP);
+	o.quiesce = guard_some;
+	o.arg = &u;
+	assert_int_equal(fix_try(&f, &o), 0);
+	assert_int_equal(f.stats.nr_rounds, 1);
+	assert_int_equal(f.stats.staging_waits > 0, spill);
+	assert_int_equal(fix_wrong(&f), 0);
+	assert_int_equal(f.stats.pages_unreadable, GUARDS);
+	fix_close(&f);
+	munmap(u.m, UNREADABLE_PAGES * TP);
+	munmap(u.shadow, UNREADABLE_PAGES * TP);
+}
+
+static void unreadable_after_a_round(void **state)
+{
+	char *page = fix_anon(TP);
+	bool guards = !madvise(page, TP, MADV_GUARD_INSTALL);
+
+	(void)state;
+	munmap(page, TP);
+	if (!fix_supported())
+		skip();
+	if (!guards) {
+		print_message("# skip: this kernel has no guard pages (MADV_GUARD_INSTALL, Linux 6.13)\n");
+		skip();
+	}
+	guard_after_a_round(false);
+	guard_after_a_round(true);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(why_rounds_end),
+		cmocka_unit_test(unreadable_after_a_round),
 		cmocka_unit_test(own_process),
 		cmocka_unit_test(attached),
 		cmocka_unit_test(own_process_little_memory),
