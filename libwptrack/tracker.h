@@ -111,7 +111,7 @@ struct wpt_tracker {
 /*
  * wpt_tracker_open() and wpt_tracker_attach() (pid 0: the own process), which take the probed way; tests take the others too: each way on
  * each kernel. An area is `exact` if its kernel keeps a trace of everything that happens to it, even where no page is left (WP_WRITTEN):
- * then a page is dirty if it is reported as written, and what is nowhere is clean. Else see collect() in look.c for what is looked at besides.
+ * then a page is dirty if it is reported as written, and what is nowhere is clean. Else see collect.c for what is looked at besides.
  * Changes that bypass the mapping are found the same way in both.
  */
 int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_tracker_options *options, enum wpt_way way);

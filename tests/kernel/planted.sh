@@ -69,14 +69,14 @@ plant_in() {
 
 wrong='WRONG (BYTE|PAGE|RANGE)'
 
-plant 'one dirty run in a hundred is dropped' look.c \
-	's/(while \(!err && \(got = wpt_scan_next\(&l->t->scan, &run\)\) > 0\) \{\n)(\t\terr = wpt_ledger_dirty)/$1\t\tstatic int nr;\n\t\tif (++nr % 100 == 0)\n\t\t\tcontinue;\n$2/' \
+plant 'one dirty run in a hundred is dropped' collect.c \
+	's/(while \(!err && \(got = wpt_scan_next\(l->scan, &run\)\) > 0\) \{\n)(\t\terr = wpt_ledger_dirty)/$1\t\tstatic int nr;\n\t\tif (++nr % 100 == 0)\n\t\t\tcontinue;\n$2/' \
 	torture_test anon "$wrong"
 plant 'a zapped page is taken for clean' copy.c \
 	's/(static int add_zero\(struct wpt_copy \*c, uint64_t start, uint64_t end\)\n\{\n.*?\n\n)/$1\treturn 0;\n/s' \
 	torture_test anon "$wrong"
-plant 'a scan with protection whose output is discarded' look.c \
-	's/(\twpt_scan_start\(&l->t->scan, start, end, match, true\);\n)/\tprotect_present(l, start, end);\n$1/' \
+plant 'a scan with protection whose output is discarded' collect.c \
+	's/(\twpt_scan_start\(l->scan, start, end, match, true\);\n)/\twpt_scan_start(l->scan, start, end, &wpt_match_dirty, true);\n\twhile (wpt_scan_next(l->scan, &run) > 0)\n\t\t;\n$1/' \
 	torture_test anon "$wrong"
 plant 'copied before it is protected' rounds.c \
 	's/(k->copy.round = true;\n\terr = wpt_copy_run\(&k->copy\);\n)/$1\tif (!err)\n\t\terr = wpt_tracker_look(w->t, 0);\n/' \
@@ -90,12 +90,11 @@ plant 'memory mapped anew is taken for the old' unknown.c \
 plant 'inotify is not asked' bypass.c \
 	's/wpt_vec_at\(&t->files, struct wpt_file, i\)->changed = true;/;/' \
 	torture_test tmpfs "$wrong"
-plant 'a private page that fell back to the file is taken for clean' look.c \
-	's/err = wpt_tracker_uncowed\(l->t, &l->t->scan, start, end, true\);/err = 0;/' \
+plant 'a private page that fell back to the file is taken for clean' collect.c \
+	's/err = wpt_tracker_uncowed\(l->t, l->scan, start, end, true\);/err = 0;/' \
 	torture_test file-private "$wrong"
-plant 'a zap that took a write is taken for clean' look.c \
-	's/if \(has_markers\(a\)\)\n\t\treturn collect_matching/if (false)\n\t\treturn collect_matching/;
-	s/(collect\(.*?match = &wpt_match_)written/$1dirty/s' \
+plant 'a zap that took a write is taken for clean' collect.c \
+	's/(int wpt_look_collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"
 plant 'other processes that write are not looked for' bypass.c \
 	's/file->writer_seen \|= use->other_writer;/;/' \
@@ -144,7 +143,7 @@ plant 'rounds: a page that is staged is not copied again' copy.c \
 plant 'rounds: a staged page that is gone keeps what was staged' copy.c \
 	's/memset\(slot_at\(c, slot\), 0, WPT_PAGE\);/;/' \
 	rounds_test '' "$wrong"
-plant 'rounds: what is gone is not told' look.c \
+plant 'rounds: what is gone is not told' collect.c \
 	's/wpt_ledger_gone\(l->t->ledger, run.start, run.end\);/;/' \
 	rounds_test '' "$wrong"
 plant 'rounds: staged copies are written to after they were given away' copy.c \
@@ -166,14 +165,14 @@ plant 'more huge pages are given back than the staging memory holds' huge.c \
 	's/b\.blocks = WPT_MIN\(bytes, MAX_BYTES\) \/ h->block;/b.blocks = MAX_BYTES \/ h->block;/' \
 	huge_test 'no_more_than_fits' 'FAILED'
 if [ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge 18 ]; then
-	plant 'a huge page that was zapped and read again is taken for clean' look.c \
+	plant 'a huge page that was zapped and read again is taken for clean' collect.c \
 		's/err \|\| match != &hugetlb \? err : collect_refilled\(l, a, start, end\)/err/' \
 		torture_test hugetlb "$wrong"
 fi
 plant_written 'WP_WRITTEN: data that is not mapped gets no markers' look.c \
 	's/err = lay_markers\(l, a, start, end\);/err = 0;/' \
 	written_test '' 'a_hole_that_a_read_fills_is_seen'
-plant_written 'WP_WRITTEN: only pages that are there are collected' look.c \
+plant_written 'WP_WRITTEN: only pages that are there are collected' collect.c \
 	's/(static int collect_written.*?)&wpt_match_written/static const struct wpt_scan_match there = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };\n$1&there/s' \
 	torture_test thp "$wrong"
 plant_written 'WP_WRITTEN: what must be compared is not' copy.c \
