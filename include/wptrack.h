@@ -158,6 +158,12 @@ struct wpt_tracker_options {
 	/* Called on the thread that called the library, never while the target is stopped. May be NULL. */
 	void (*log)(void *arg, enum wpt_log_level level, const char *message);
 	void *log_arg;
+	/*
+	 * Threads that look at the memory of another process while it is stopped, where a mapping has 256 MiB and more: at most 64; 0: one for each
+	 * processor, at most 8; 1: only the caller's.
+	 */
+	uint32_t nr_scan_threads;
+	uint32_t reserved;         /* 0 */
 };
 
 /*

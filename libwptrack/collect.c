@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* What is dirty of an area, by what its kind needs to be looked at: into the ledger, and what can't be told into `unknown`. */
+#include "crew.h"
 #include "look.h"
 #include "page.h"
+
+#include <unistd.h>
 
 /* Pages that were COWed at the last look and are not any more show the file's content again. */
 int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget)
@@ -137,7 +140,7 @@ static int collect_unmapped(struct wpt_look *l, const struct wpt_area *a, uint64
 	return err ? err : got;
 }
 
-int wpt_look_collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
+static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
 {
 	static const struct wpt_scan_match hugetlb = { .mask = PAGE_IS_WRITTEN | PAGE_IS_PRESENT };
 	static const struct wpt_scan_match not_present = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT };
@@ -178,4 +181,148 @@ int wpt_look_collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uin
 	if (a->kind == WPT_KIND_HUGETLB_SHARED)
 		err = collect_matching(l, start, end, &not_present);
 	return err || match != &hugetlb ? err : collect_refilled(l, a, start, end);
+}
+
+/* ---- by several threads ---- */
+
+#define PARTS 64u
+#define SHARE_BYTES ((uint64_t)256 << 20)
+
+/* A stretch of an area, with all that collecting it writes to but the ledger. */
+struct part {
+	struct wpt_scan scan;
+	struct wpt_vec unmapped;
+	bool swapped;
+	int err;
+};
+
+struct wpt_share {
+	struct wpt_crew *crew;
+	struct wpt_look *look;
+	const struct wpt_area *area;
+	uint64_t start, end, base, bytes; /* the parts are `bytes` each, from `base` on */
+	struct part parts[PARTS];
+};
+
+/* On any thread of the crew. */
+static void collect_part(void *arg, uint32_t i)
+{
+	struct wpt_share *s = arg;
+	struct part *p = &s->parts[i];
+	uint64_t at = s->base + i * s->bytes;
+	struct wpt_area area = *s->area;
+	struct wpt_look l = *s->look;
+
+	l.scan = &p->scan;
+	l.unmapped = &p->unmapped;
+	wpt_vec_clear(&p->unmapped);
+	p->scan.slice = s->look->scan->slice;
+	p->scan.unit = s->look->scan->unit;
+	p->scan.bridge = s->look->scan->bridge;
+	p->err = collect(&l, &area, WPT_MAX(at, s->start), WPT_MIN(at + s->bytes, s->end));
+	p->swapped = area.swapped;
+}
+
+static int take_part(struct wpt_look *l, struct wpt_area *a, const struct part *p)
+{
+	struct wpt_span *span;
+	size_t i;
+
+	a->swapped |= p->swapped;
+	for (i = 0; i < p->unmapped.count; i++) {
+		span = wpt_vec_push(l->unmapped);
+		if (!span)
+			return -ENOMEM;
+		*span = *wpt_vec_at(&p->unmapped, struct wpt_span, i);
+	}
+	return p->err;
+}
+
+/* Cut where no huge page is, and no two parts have a chunk of the ledger in common. */
+static int collect_shared(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	struct wpt_share *s = l->t->share;
+	uint32_t nr, i;
+	int err = 0, got;
+
+	s->look = l;
+	s->area = a;
+	s->start = start;
+	s->end = end;
+	s->base = WPT_ALIGN_DOWN(start, WPT_CHUNK_BYTES);
+	s->bytes = WPT_ALIGN_UP(WPT_MAX(l->t->share_bytes / 4, (end - s->base) / (PARTS - 1)), WPT_CHUNK_BYTES);
+	nr = (uint32_t)((end - s->base + s->bytes - 1) / s->bytes);
+	wpt_crew_run(s->crew, nr, collect_part, s);
+	for (i = 0; i < nr; i++) {
+		got = take_part(l, a, &s->parts[i]);
+		/* Of memory that is not the tracked one any more all must be looked at, whatever else went wrong. */
+		if (got && (!err || err == -ENOMEM))
+			err = got;
+	}
+	return err;
+}
+
+/*
+ * In the pause, when nothing else is to be done; and of another process: threads that protect pages of their own have to interrupt each other's
+ * processors for it, which takes longer than one of them alone does (tried).
+ */
+int wpt_look_collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	if (l->stopped && l->t->share && end - start >= l->t->share_bytes && a->page_size == WPT_PAGE && a->kind != WPT_KIND_REPORTED)
+		return collect_shared(l, a, start, end);
+	return collect(l, a, start, end);
+}
+
+static bool is_worth_it(const struct wpt_tracker *t)
+{
+	const struct wpt_area *a;
+	size_t i;
+
+	for (i = 0; i < t->plan->areas.count; i++) {
+		a = wpt_area_at(t->plan, i);
+		if (a->armed && a->end - a->start >= t->share_bytes)
+			return true;
+	}
+	return false;
+}
+
+void wpt_tracker_share(struct wpt_tracker *t)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	uint32_t nr = t->nr_scan_threads ? t->nr_scan_threads : cpus < 1 ? 1 : (uint32_t)WPT_MIN(cpus, 8), i;
+	struct wpt_share *s;
+	int err = 0;
+
+	if (!t->share_bytes)
+		t->share_bytes = SHARE_BYTES;
+	if (t->share || nr < 2 || t->backend == WPT_BACKEND_REPORTED || wpt_target_is_self(t->target) || !is_worth_it(t))
+		return;
+	s = wpt_vm_alloc(sizeof(*s));
+	if (!s)
+		return;
+	t->share = s;
+	for (i = 0; i < PARTS && !err; i++) {
+		s->parts[i].unmapped.elem_size = sizeof(struct wpt_span);
+		err = wpt_scan_open(&s->parts[i].scan, &t->how);
+	}
+	if (!err)
+		err = wpt_crew_open(&s->crew, nr - 1);
+	if (err)
+		wpt_tracker_unshare(t);
+}
+
+void wpt_tracker_unshare(struct wpt_tracker *t)
+{
+	struct wpt_share *s = t->share;
+	uint32_t i;
+
+	if (!s)
+		return;
+	t->share = NULL;
+	wpt_crew_close(s->crew);
+	for (i = 0; i < PARTS; i++) {
+		wpt_scan_close(&s->parts[i].scan);
+		wpt_vec_free(&s->parts[i].unmapped);
+	}
+	wpt_vm_free(s, sizeof(*s));
 }

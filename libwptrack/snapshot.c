@@ -373,6 +373,7 @@ static int take_paused(struct wpt_take *k, bool later)
 	wpt_take_stage(k);
 	if (later)
 		wpt_copy_unstage(&k->copy);
+	wpt_tracker_share(t);
 	err = pause_target(k, &since);
 	if (err)
 		return err;

@@ -5,6 +5,7 @@
  * Locking: see tracker.h. wpt_tracker_scan() reads the plan under RCU and takes no lock unless it re-arms.
  */
 #include "tracker.h"
+#include "crew.h"
 #include "huge.h"
 
 #include <stdlib.h>
@@ -22,6 +23,7 @@ static int tracker_alloc(struct wpt_tracker **out, const struct wpt_tracker_opti
 	t->log = (struct wpt_log){ o->log, o->log_arg };
 	t->flags = o->flags;
 	t->backend = o->backend;
+	t->nr_scan_threads = o->nr_scan_threads;
 	t->files.elem_size = sizeof(struct wpt_file);
 	t->unknown.elem_size = t->uncovered.elem_size = t->unmapped.elem_size = sizeof(struct wpt_span);
 	t->pinned.elem_size = sizeof(struct wpt_piece);
@@ -46,6 +48,7 @@ static int options_check(struct wpt_tracker_options *o, const struct wpt_tracker
 	if (err)
 		return err;
 	if (o->backend > WPT_BACKEND_SYNC || o->nr_fault_threads > WPT_FAULT_THREADS_MAX ||
+	    o->nr_scan_threads > WPT_CREW_MAX || o->reserved ||
 	    (o->flags & ~(uint32_t)(WPT_TRACK_ASSUME_SOLE_WRITER | WPT_TRACK_VERIFY_CONTENT)))
 		return -EINVAL;
 	return 0;
@@ -203,6 +206,7 @@ void wpt_tracker_close(struct wpt_tracker *t)
 	/* Faults are resolved until nothing is protected; what a lost plan left is released with the descriptor, right after. */
 	wpt_faults_close(t->faults);
 	wpt_huge_close(t);
+	wpt_tracker_unshare(t);
 	wpt_scan_close(&t->scan);
 	for (i = 0; i < t->files.count; i++)
 		if (wpt_vec_at(&t->files, struct wpt_file, i)->fd >= 0)

@@ -96,6 +96,9 @@ struct wpt_tracker {
 	struct wpt_scan scan;
 	struct wpt_faults *faults; /* backend sync */
 	struct wpt_huge *huge;     /* huge.h; NULL: huge pages are not given back */
+	struct wpt_share *share;   /* NULL: one thread looks at everything */
+	uint64_t share_bytes;      /* a stretch of memory that several look at; 0: as wpt_tracker_share() has it */
+	uint32_t nr_scan_threads;  /* 0: one a processor */
 	struct wpt_log log;
 	uint32_t backend;
 	uint32_t flags;
@@ -126,6 +129,13 @@ enum wpt_look_flags {
  * pages) and what can't be told into `unknown`; protects again what it reports. No malloc. -WPT_E_GONE, -ENOMEM.
  */
 int wpt_tracker_look(struct wpt_tracker *t, uint32_t flags);
+
+/*
+ * Before the target is stopped: starts the threads that share the next look, if there is enough to look at. Without memory or threads a look takes
+ * longer. unshare ends them.
+ */
+void wpt_tracker_share(struct wpt_tracker *t);
+void wpt_tracker_unshare(struct wpt_tracker *t);
 
 /* [start, end), or everything of the plan, must be compared by the next durable link. */
 int wpt_tracker_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end);

@@ -5,7 +5,7 @@
 set -u
 dir=${1:?usage: run.sh FOLDER-OF-PROGRAMS [NAME...]}
 shift
-[ $# -gt 0 ] || set -- first_write scan sparse link pause cow_stall hot_set huge latency throughput chain sink memory
+[ $# -gt 0 ] || set -- first_write scan scan_threads sparse link pause cow_stall hot_set huge latency throughput chain sink memory
 table=$(mktemp) || exit 1
 trap 'rm -f "$table"' EXIT
 trap 'exit 130' INT

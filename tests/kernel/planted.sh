@@ -155,6 +155,9 @@ plant 'rounds: that a page can not be read any more is lost with the batch that 
 plant 'mappings that the kernel lists over others are taken as they are' maps.c \
 	's/map->start >= end\)/map->start >= end || true)/' \
 	target_test '*maps_while*' 'FAILED'
+plant 'several threads: nobody looks at the last part' collect.c \
+	's/wpt_crew_run\(s->crew, nr, collect_part, s\);/wpt_crew_run(s->crew, nr - 1, collect_part, s);/' \
+	torture_test anon-attached "$wrong"
 plant 'a huge page that was given back is taken for clean' huge.c \
 	's/(\t\terr = wpt_target_collapse\(t->target, start, end\);\n)/$1\tif (!err)\n\t\terr = wpt_kern_protect(wpt_target_uffd(t->target), start, end);\n/' \
 	huge_test 'writers_*' 'WRONG PAGES'

@@ -300,6 +300,10 @@ static void rounds_case(bool attached, uint64_t staging)
 	r.mem = open(path, O_RDONLY | O_CLOEXEC);
 	assert_true(r.mem >= 0);
 	fix_tracker(&r.f, pid, WPT_BACKEND_AUTO, WPT_TRACK_ASSUME_SOLE_WRITER);
+	if (setup.seed >> 1 & 1) {
+		r.f.t->share_bytes = AREA_BYTES / 2;
+		r.f.t->nr_scan_threads = 3;
+	}
 	for (unsigned i = 0; i < NR_AREAS; i++)
 		fix_add_as(&r.f, r.h->area[i], fix_anon(AREA_BYTES), AREA_BYTES);
 	assert_int_equal(wpt_writer_open(&r.f.w, r.f.t, r.f.chain, &wo), 0);

@@ -207,6 +207,7 @@ int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t de
 	if (o->sole_writer)
 		to.flags |= WPT_TRACK_ASSUME_SOLE_WRITER;
 	to.backend = o->mode == WPT_MODE_COW ? WPT_BACKEND_SYNC : o->backend;
+	to.nr_scan_threads = o->nr_threads;
 	to.log = on_log;
 	to.log_arg = s;
 	do
