@@ -476,7 +476,7 @@ static void private_pages_that_are_given_back_while_they_are_copied(void **state
 				churn_go_on(&c);
 			}
 			wpt_writer_close(f.w);
-			fix_remove_folder(f.chain);
+			remove_folder(f.chain);
 		}
 		atomic_store(&c.stop, true);
 		pthread_join(churning, NULL);

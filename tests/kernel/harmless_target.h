@@ -40,6 +40,7 @@
 
 #include <cmocka.h>
 
+#include "common.h"
 #include "wptrack.h"
 
 #ifndef MADV_PAGEOUT
@@ -361,21 +362,6 @@ static void folder_make(char path[64])
 
 	snprintf(path, 64, "%.30s/wptrack-harmless-XXXXXX", tmp && *tmp ? tmp : "/var/tmp");
 	assert_non_null(mkdtemp(path));
-}
-
-static void folder_remove(const char *path)
-{
-	char name[400];
-	struct dirent *e;
-	DIR *d = opendir(path);
-
-	while (d && (e = readdir(d))) {
-		snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
-		unlink(name);
-	}
-	if (d)
-		closedir(d);
-	rmdir(path);
 }
 
 static int attach_pages(struct wpt_tracker **out, pid_t pid)

@@ -201,7 +201,7 @@ static void read_thin(int kind, bool other_writer, uint64_t allowance_kib)
 	thin_compare(folder, &thin, pid);
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
-	folder_remove(folder);
+	remove_folder(folder);
 	if (thin.fd >= 0)
 		close(thin.fd);
 	close(to[0]);
@@ -349,7 +349,7 @@ static void killing_the_watcher_harms_neither_target_nor_chain(void **state)
 		assert_true(none_but_links(folder));
 		if (round % 20 == 19) {
 			compare_at_rest(&t, folder, copy);
-			folder_remove(folder);
+			remove_folder(folder);
 		}
 	}
 	print_message("# after %u of 200 kills there were links\n", with_links);
@@ -404,7 +404,7 @@ static void watch_to_the_end(struct watch *watch)
 	wpt_writer_close(watch->w);
 	wpt_tracker_close(watch->t);
 	assert_int_equal(chain_check(watch->folder, copy), taken);
-	folder_remove(watch->folder);
+	remove_folder(watch->folder);
 	free(copy);
 }
 
@@ -516,7 +516,7 @@ static void a_reused_pid_is_not_taken_for_the_target(void **state)
 			assert_int_equal(chain_check(watch.folder, copy), 2);
 			free(copy);
 		}
-		folder_remove(watch.folder);
+		remove_folder(watch.folder);
 		impostor_assert_well(&t, 3);
 		target_end(&t);
 	}
@@ -552,7 +552,7 @@ static void watch_filtered(enum filter filter)
 	if (r == 0) {
 		folder_make(folder);
 		compare_at_rest(&t, folder, copy);
-		folder_remove(folder);
+		remove_folder(folder);
 	}
 	target_assert_well(&t);
 	target_command(&t, FORBIDDEN_CALL);

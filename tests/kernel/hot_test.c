@@ -7,9 +7,6 @@
  */
 #include "torture_util.h"
 
-#include <sys/random.h>
-#include <time.h>
-
 #include "random.h"
 
 #define PAGES 1024u
@@ -274,13 +271,8 @@ int main(void)
 		cmocka_unit_test(off_by_default),
 		cmocka_unit_test(another_policy_is_refused),
 	};
-	const char *s = getenv("WPT_SEED");
 
-	if (s && *s)
-		seed = strtoull(s, NULL, 0);
-	else if (getrandom(&seed, sizeof(seed), 0) != sizeof(seed))
-		seed = (uint64_t)time(NULL);
-	seed %= 1000000;
+	seed = env_seed();
 	print_message("# WPT_SEED=%" PRIu64 "\n", seed);
 	if (getenv("WPT_ONLY") && *getenv("WPT_ONLY"))
 		cmocka_set_test_filter(getenv("WPT_ONLY"));

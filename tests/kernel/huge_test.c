@@ -7,34 +7,25 @@
  */
 #include "torture_util.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <sys/random.h>
-#include <time.h>
-
+#include "hammer.h"
 #include "random.h"
 
 #define HUGE ((size_t)2 << 20)
 #define NR_BLOCKS ((size_t)12)
 #define BYTES (NR_BLOCKS * HUGE)
 #define PAGES (BYTES / TP)
-#define THREADS 2u
 #define BASE 0x510000000000ull
-#define NOBODY 65534
 
 /* Shared with the target; the memory has the same address in both. */
-struct hammer {
-	_Atomic int stop, hold, held, ready;
-	_Atomic uint64_t writes;
-	uint64_t seed;
+struct shared {
+	struct hammer hammer;
 	char *memory;
 	bool unused;             /* nobody writes */
 };
 
 struct huge {
 	struct fix f;
-	struct hammer *h;
+	struct shared *h;
 	int mem, pagemap;        /* of the target */
 	pid_t pid;               /* itself, also where it is the own process */
 };
@@ -44,13 +35,6 @@ static struct {
 } setup;
 
 static unsigned said;            /* warnings of the log */
-
-static uint64_t env_or(const char *name, uint64_t otherwise)
-{
-	const char *s = getenv(name);
-
-	return s && *s ? strtoull(s, NULL, 0) : otherwise;
-}
 
 /* ---- the target ---- */
 
@@ -67,8 +51,9 @@ static char *map_huge(uint64_t at, size_t bytes, int advice)
  * Mostly single writes, with so much time between two to the same page that one that is missed stays so until the next link. Now and then something
  * that makes a huge page whole, holed or new.
  */
-static void one_step(struct hammer *h, uint64_t *r)
+static void one_step(struct hammer *hammer, uint64_t *r)
 {
+	struct shared *h = (struct shared *)hammer;
 	uint64_t what = rng_below(r, 3000), page = rng_below(r, PAGES);
 	char *block = h->memory + page * TP / HUGE * HUGE;
 
@@ -79,53 +64,26 @@ static void one_step(struct hammer *h, uint64_t *r)
 	for (size_t i = 0; what < 20 && i < HUGE; i += TP)
 		*(volatile uint64_t *)(block + i) = rng(r);
 	*(volatile uint64_t *)(h->memory + page * TP + rng_below(r, TP / 8) * 8) = rng(r);
-	atomic_fetch_add_explicit(&h->writes, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&hammer->writes, 1, memory_order_relaxed);
 	for (unsigned i = 0; i < 8; i++)
 		sched_yield();
 }
 
-struct thread {
-	struct hammer *h;
-	unsigned id;
-	pthread_t pthread;
-};
-
-static void *thread_main(void *arg)
-{
-	struct thread *t = arg;
-	struct hammer *h = t->h;
-	uint64_t r = h->seed * 7919 + t->id;
-
-	while (!atomic_load(&h->stop)) {
-		if (atomic_load(&h->hold)) {
-			atomic_fetch_add(&h->held, 1);
-			while (atomic_load(&h->hold))
-				sched_yield();
-			atomic_fetch_sub(&h->held, 1);
-		}
-		one_step(h, &r);
-	}
-	return NULL;
-}
-
-static void threads_start(struct hammer *h, struct thread *threads)
-{
-	for (unsigned i = 0; i < THREADS && !h->unused; i++) {
-		threads[i] = (struct thread){ .h = h, .id = i };
-		if (pthread_create(&threads[i].pthread, NULL, thread_main, &threads[i]))
-			_exit(4);
-	}
-}
-
-static void memory_map(struct hammer *h)
+static void memory_map(struct shared *h)
 {
 	h->memory = map_huge(BASE, BYTES, MADV_HUGEPAGE);
 	fix_fill(h->memory, BYTES, 1);
 }
 
-static pid_t target_start(struct hammer *h)
+static void writers_start(struct shared *h)
 {
-	struct thread threads[THREADS];
+	h->hammer.step = one_step;
+	if (!h->unused)
+		hammer_start(&h->hammer);
+}
+
+static pid_t target_start(struct shared *h)
+{
 	pid_t pid = fork();
 
 	assert_true(pid >= 0);
@@ -134,8 +92,8 @@ static pid_t target_start(struct hammer *h)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	prctl(PR_SET_DUMPABLE, 1);
 	memory_map(h);
-	threads_start(h, threads);
-	atomic_store(&h->ready, 1);
+	writers_start(h);
+	atomic_store(&h->hammer.ready, 1);
 	for (;;)
 		pause();
 }
@@ -193,7 +151,7 @@ static void writer_open(struct huge *u, uint32_t flags, uint64_t staging)
 }
 
 /* A target, or the own process as one, with a tracker. */
-static void start(struct huge *u, bool attached, bool writers, struct thread *threads)
+static void start(struct huge *u, bool attached, bool writers)
 {
 	char path[64];
 	pid_t pid = 0;
@@ -202,15 +160,15 @@ static void start(struct huge *u, bool attached, bool writers, struct thread *th
 	if (!fix_supported())
 		skip();
 	u->h = fix_map(sizeof(*u->h), MAP_SHARED | MAP_ANONYMOUS, -1);
-	u->h->seed = setup.seed;
+	u->h->hammer.seed = setup.seed;
 	u->h->unused = !writers;
 	if (attached) {
 		pid = target_start(u->h);
-		while (!atomic_load(&u->h->ready))
+		while (!atomic_load(&u->h->hammer.ready))
 			sched_yield();
 	} else {
 		memory_map(u->h);
-		threads_start(u->h, threads);
+		writers_start(u->h);
 	}
 	u->pid = pid ? pid : getpid();
 	snprintf(path, sizeof(path), "/proc/%d/mem", u->pid);
@@ -226,11 +184,10 @@ static void start(struct huge *u, bool attached, bool writers, struct thread *th
 	fix_add_as(&u->f, u->h->memory, fix_anon(BYTES), BYTES);
 }
 
-static void end(struct huge *u, struct thread *threads)
+static void end(struct huge *u)
 {
-	atomic_store(&u->h->stop, 1);
-	for (unsigned i = 0; i < THREADS && !u->f.pid && !u->h->unused; i++)
-		pthread_join(threads[i].pthread, NULL);
+	if (!u->f.pid && !u->h->unused)
+		hammer_end(&u->h->hammer);
 	fix_close(&u->f);
 	munmap(u->f.range[0].mine, BYTES);
 	if (u->f.pid) {
@@ -261,9 +218,7 @@ static int quiesce(void *arg)
 {
 	struct huge *u = arg;
 
-	atomic_store(&u->h->hold, !u->h->unused);
-	while (!u->h->unused && atomic_load(&u->h->held) < (int)THREADS)
-		sched_yield();
+	hammer_hold(&u->h->hammer);
 	return 0;
 }
 
@@ -271,9 +226,7 @@ static void resume(void *arg)
 {
 	struct huge *u = arg;
 
-	atomic_store(&u->h->hold, 0);
-	while (atomic_load(&u->h->held))
-		sched_yield();
+	hammer_let_go(&u->h->hammer);
 }
 
 static int take_with(struct huge *u, struct wpt_take_options *o)
@@ -324,7 +277,7 @@ static void without_the_flag(bool attached)
 {
 	struct huge u;
 
-	start(&u, attached, false, NULL);
+	start(&u, attached, false);
 	writer_open(&u, 0, 0);
 	take(&u);
 	assert_int_equal(huge_bytes(&u), BYTES);
@@ -335,7 +288,7 @@ static void without_the_flag(bool attached)
 		split_all(&u, i);
 		assert_int_equal(huge_bytes(&u), 0);
 	}
-	end(&u, NULL);
+	end(&u);
 }
 
 static void lost_without_the_flag(void **state)
@@ -363,7 +316,7 @@ static void with_the_flag(bool attached)
 	uint64_t last;
 	struct huge u;
 
-	start(&u, attached, false, NULL);
+	start(&u, attached, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 0);
 	assert_int_equal(take(&u), 0);
 	assert_int_equal(said, 0);
@@ -385,7 +338,7 @@ static void with_the_flag(bool attached)
 		assert_int_equal(u.f.stats.pages_dirty, 0);
 		assert_int_equal(huge_bytes(&u), BYTES);
 	}
-	end(&u, NULL);
+	end(&u);
 }
 
 static void back_with_the_flag(void **state)
@@ -399,12 +352,11 @@ static void back_with_the_flag(void **state)
 static void writers_case(bool attached, uint32_t mode, const char *backend)
 {
 	static const uint32_t max[] = { 0, 1, 3, WPT_NO_ROUNDS };
-	struct thread threads[THREADS];
 	uint64_t rng = setup.seed, collapsed = 0;
 	struct huge u;
 
 	way_backend = backend;
-	start(&u, attached, true, threads);
+	start(&u, attached, true);
 	writer_open(&u, WPT_WRITER_COLLAPSE, rng_below(&rng, 2) ? 64 << 20 : 16 << 20);
 	for (uint64_t i = 0; i < setup.links || (!collapsed && i < 200); i++) {
 		struct wpt_take_options fuzzy = { .mode = WPT_MODE_FUZZY }, o = { .mode = mode, .max_rounds = max[rng_below(&rng, 4)] }, failed = o;
@@ -421,9 +373,9 @@ static void writers_case(bool attached, uint32_t mode, const char *backend)
 			fail_msg("WRONG PAGES: %" PRIu64 " of link %" PRIu64 ", WPT_SEED=%" PRIu64, fix_wrong(&u.f), i, setup.seed);
 	}
 	print_message("# %" PRIu64 " links, %" PRIu64 " huge pages given back, %" PRIu64 " writes; seed %" PRIu64 "\n", setup.links,
-		      collapsed * TP / HUGE, (uint64_t)atomic_load(&u.h->writes), setup.seed);
+		      collapsed * TP / HUGE, (uint64_t)atomic_load(&u.h->hammer.writes), setup.seed);
 	assert_true(collapsed > 0);
-	end(&u, threads);
+	end(&u);
 	way_backend = NULL;
 }
 
@@ -472,7 +424,7 @@ static void holes_stay_holes(void **state)
 	char *hole;
 
 	(void)state;
-	start(&u, false, false, NULL);
+	start(&u, false, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 0);
 	take(&u);
 	hole = u.h->memory + 5 * TP;
@@ -490,7 +442,7 @@ static void holes_stay_holes(void **state)
 	*hole = 1;
 	assert_int_equal(take(&u), HUGE / TP);
 	assert_int_equal(huge_bytes(&u), BYTES);
-	end(&u, NULL);
+	end(&u);
 }
 
 /* Memory that never was huge pages, though it may be. */
@@ -501,7 +453,7 @@ static void small_pages_stay_small(void **state)
 	char *m;
 
 	(void)state;
-	start(&u, false, false, NULL);
+	start(&u, false, false);
 	m = map_huge(at, 2 * HUGE, MADV_NOHUGEPAGE);
 	fix_fill(m, 2 * HUGE, 2);
 	fix_add(&u.f, m, 2 * HUGE);
@@ -513,7 +465,7 @@ static void small_pages_stay_small(void **state)
 		assert_int_equal(take(&u), 0);
 	}
 	assert_int_equal(smaps_bytes(u.pid, "AnonHugePages:", at, at + 2 * HUGE), 0);
-	end(&u, NULL);
+	end(&u);
 	munmap(m, 2 * HUGE);
 }
 
@@ -523,7 +475,7 @@ static void memory_mapped_anew_is_left_alone(void **state)
 	struct huge u;
 
 	(void)state;
-	start(&u, false, false, NULL);
+	start(&u, false, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 0);
 	take(&u);
 	split_all(&u, 1);
@@ -538,7 +490,7 @@ static void memory_mapped_anew_is_left_alone(void **state)
 	assert_int_equal(take(&u), 0);
 	assert_int_equal(huge_bytes(&u), BYTES / 2);
 	assert_false(has_page(&u, u.h->memory + 2 * HUGE + TP));
-	end(&u, NULL);
+	end(&u);
 }
 
 /* A collapse would copy what a child shares. */
@@ -551,7 +503,7 @@ static void shared_with_a_child(void **state)
 	char c;
 
 	(void)state;
-	start(&u, false, false, NULL);
+	start(&u, false, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 0);
 	take(&u);
 	assert_int_equal(pipe2(fd, O_CLOEXEC), 0);
@@ -572,7 +524,7 @@ static void shared_with_a_child(void **state)
 	close(fd[0]);
 	take_until(&u, PAGES);
 	assert_int_equal(huge_bytes(&u), BYTES);
-	end(&u, NULL);
+	end(&u);
 }
 
 /* Half of the staging memory at a time. */
@@ -582,7 +534,7 @@ static void no_more_than_fits(void **state)
 	struct huge u;
 
 	(void)state;
-	start(&u, false, false, NULL);
+	start(&u, false, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 10 << 20);
 	take(&u);
 	split_all(&u, 1);
@@ -593,7 +545,7 @@ static void no_more_than_fits(void **state)
 	}
 	assert_int_equal(sum, PAGES);
 	assert_int_equal(huge_bytes(&u), BYTES);
-	end(&u, NULL);
+	end(&u);
 }
 
 /* Arming, scanning and unregistering of much memory go by slices: those of a range that begins anywhere end where a huge page ends. */
@@ -626,7 +578,7 @@ static void nothing_given_back(bool attached)
 {
 	struct huge u;
 
-	start(&u, attached, false, NULL);
+	start(&u, attached, false);
 	writer_open(&u, WPT_WRITER_COLLAPSE, 0);
 	assert_int_equal(said, 1);
 	take(&u);
@@ -636,7 +588,7 @@ static void nothing_given_back(bool attached)
 		assert_true(u.f.stats.pages_dirty <= NR_BLOCKS);
 	}
 	assert_int_equal(said, 1);
-	end(&u, NULL);
+	end(&u);
 }
 
 static void by_nobody(void **state)
@@ -648,26 +600,10 @@ static void by_nobody(void **state)
 /* Without the right to, links are taken all the same. */
 static void not_permitted(void **state)
 {
-	const struct CMUnitTest tests[] = { cmocka_unit_test(by_nobody) };
-	pid_t pid;
-	int status;
-
 	(void)state;
 	if (!fix_supported())
 		skip();
-	fflush(NULL);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		if (getuid() == 0 && (setgid(NOBODY) || setuid(NOBODY)))
-			_exit(98);
-		prctl(PR_SET_DUMPABLE, 1);
-		dup2(open("/dev/null", O_WRONLY), 1);
-		cmocka_set_test_filter(NULL);
-		_exit(cmocka_run_group_tests(tests, NULL, NULL));
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	run_as_nobody(by_nobody);
 }
 
 static void without_pagemap_scan(void **state)
@@ -698,12 +634,9 @@ int main(void)
 		cmocka_unit_test(writers_sync),
 		cmocka_unit_test(writers_cow),
 	};
-	uint64_t random = 0;
 
-	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
-		random = (uint64_t)time(NULL);
-	setup.seed = env_or("WPT_SEED", random % 1000000);
-	setup.links = env_or("WPT_LINKS", 12);
+	setup.seed = env_seed();
+	setup.links = env_number("WPT_LINKS", 12);
 	print_message("# WPT_SEED=%" PRIu64 "\n", setup.seed);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (getenv("WPT_ONLY") && *getenv("WPT_ONLY"))

@@ -7,17 +7,11 @@
  */
 #include "torture_util.h"
 
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <sys/random.h>
-#include <time.h>
-
+#include "hammer.h"
 #include "random.h"
 
 #define AREA_BYTES ((size_t)4 << 20)
 #define AREA_PAGES (AREA_BYTES / TP)
-#define THREADS 2u
 #define BASE 0x510000000000ull
 
 #ifndef MADV_GUARD_INSTALL
@@ -27,10 +21,8 @@
 enum { DENSE, SPARSE, HUGE_PAGES, MEMFD, PRIVATE_FILE, NR_AREAS };
 
 /* Shared with the target. Its addresses are the same in both. */
-struct hammer {
-	_Atomic int stop, hold, held, ready;
-	_Atomic uint64_t writes;
-	uint64_t seed;
+struct shared {
+	struct hammer hammer;
 	char *area[NR_AREAS];
 	int fd[NR_AREAS];
 };
@@ -39,13 +31,6 @@ static struct {
 	uint64_t seed, links;
 } setup;
 
-static uint64_t env_or(const char *name, uint64_t otherwise)
-{
-	const char *s = getenv(name);
-
-	return s && *s ? strtoull(s, NULL, 0) : otherwise;
-}
-
 /* ---- the target ---- */
 
 static bool has_file(unsigned a)
@@ -53,7 +38,7 @@ static bool has_file(unsigned a)
 	return a == MEMFD || a == PRIVATE_FILE;
 }
 
-static void areas_map(struct hammer *h)
+static void areas_map(struct shared *h)
 {
 	for (unsigned i = 0; i < NR_AREAS; i++) {
 		int flags = MAP_FIXED | (i == MEMFD ? MAP_SHARED : i == PRIVATE_FILE ? MAP_PRIVATE : MAP_PRIVATE | MAP_ANONYMOUS);
@@ -68,7 +53,7 @@ static void areas_map(struct hammer *h)
 	}
 }
 
-static void give_back(struct hammer *h, unsigned a, uint64_t page, uint64_t nr)
+static void give_back(struct shared *h, unsigned a, uint64_t page, uint64_t nr)
 {
 	char *at = h->area[a] + page * TP;
 
@@ -82,8 +67,9 @@ static void give_back(struct hammer *h, unsigned a, uint64_t page, uint64_t nr)
  * A stock kernel does not tell of a page of a file that was given back and is filled again by a write fault while the stop finds that half
  * done, nor of a punched hole that is filled by a read: so the second half of those areas is only given back, and a memfd's not read.
  */
-static void one_step(struct hammer *h, uint64_t *r)
+static void one_step(struct hammer *hammer, uint64_t *r)
 {
+	struct shared *h = (struct shared *)hammer;
 	unsigned a = (unsigned)rng_below(r, NR_AREAS);
 	uint64_t pages = has_file(a) ? AREA_PAGES / 2 : AREA_PAGES, what = rng_below(r, 100), nr = 1 + rng_below(r, 4), back;
 	uint64_t page = rng_below(r, rng_below(r, 2) ? 64 : pages);
@@ -100,53 +86,19 @@ static void one_step(struct hammer *h, uint64_t *r)
 		(void)*(volatile char *)(h->area[a] + back * TP);
 	for (uint64_t i = what < 20 ? nr : 1; i-- > 0;)
 		*(volatile uint64_t *)(at + i * TP + rng_below(r, TP / 8) * 8) = rng(r);
-	atomic_fetch_add_explicit(&h->writes, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&hammer->writes, 1, memory_order_relaxed);
 }
 
-struct thread {
-	struct hammer *h;
-	unsigned id;
-	pthread_t pthread;
-};
-
-static void *thread_main(void *arg)
+static pid_t target_start(struct shared *h)
 {
-	struct thread *t = arg;
-	struct hammer *h = t->h;
-	uint64_t r = h->seed * 7919 + t->id;
-
-	while (!atomic_load(&h->stop)) {
-		if (atomic_load(&h->hold)) {
-			atomic_fetch_add(&h->held, 1);
-			while (atomic_load(&h->hold))
-				sched_yield();
-			atomic_fetch_sub(&h->held, 1);
-		}
-		one_step(h, &r);
-	}
-	return NULL;
-}
-
-static void threads_start(struct hammer *h, struct thread *threads)
-{
-	for (unsigned i = 0; i < THREADS; i++) {
-		threads[i] = (struct thread){ .h = h, .id = i };
-		if (pthread_create(&threads[i].pthread, NULL, thread_main, &threads[i]))
-			_exit(4);
-	}
-}
-
-static pid_t target_start(struct hammer *h)
-{
-	struct thread threads[THREADS];
 	pid_t pid = fork();
 
 	if (pid)
 		return pid;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	areas_map(h);
-	threads_start(h, threads);
-	atomic_store(&h->ready, 1);
+	hammer_start(&h->hammer);
+	atomic_store(&h->hammer.ready, 1);
 	for (;;)
 		pause();
 }
@@ -155,7 +107,7 @@ static pid_t target_start(struct hammer *h)
 
 struct rounds {
 	struct fix f;
-	struct hammer *h;
+	struct shared *h;
 	int mem;                /* of the target */
 };
 
@@ -184,9 +136,7 @@ static int quiesce(void *arg)
 {
 	struct rounds *r = arg;
 
-	atomic_store(&r->h->hold, 1);
-	while (atomic_load(&r->h->held) < (int)THREADS)
-		sched_yield();
+	hammer_hold(&r->h->hammer);
 	return 0;
 }
 
@@ -194,16 +144,15 @@ static void resume(void *arg)
 {
 	struct rounds *r = arg;
 
-	atomic_store(&r->h->hold, 0);
-	while (atomic_load(&r->h->held))
-		sched_yield();
+	hammer_let_go(&r->h->hammer);
 }
 
-static struct hammer *hammer_new(void)
+static struct shared *shared_new(void)
 {
-	struct hammer *h = fix_map(sizeof(*h), MAP_SHARED | MAP_ANONYMOUS, -1);
+	struct shared *h = fix_map(sizeof(*h), MAP_SHARED | MAP_ANONYMOUS, -1);
 
-	h->seed = setup.seed;
+	h->hammer.seed = setup.seed;
+	h->hammer.step = one_step;
 	for (unsigned i = 0; i < NR_AREAS; i++)
 		h->fd[i] = -1;
 	for (unsigned i = MEMFD; i <= PRIVATE_FILE; i++) {
@@ -273,28 +222,27 @@ static void take_links(struct rounds *r, bool attached)
 		}
 	}
 	print_message("# %" PRIu64 " links, %" PRIu64 " rounds, %" PRIu64 " pages in a pause, %" PRIu64 " writes; seed %" PRIu64 "\n", setup.links,
-		      rounds, paused / setup.links, (uint64_t)atomic_load(&r->h->writes), setup.seed);
+		      rounds, paused / setup.links, (uint64_t)atomic_load(&r->h->hammer.writes), setup.seed);
 }
 
 static void rounds_case(bool attached, uint64_t staging)
 {
 	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = staging,
 					 .hot_set = setup.seed % 2 ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
-	struct thread threads[THREADS];
 	struct rounds r = { .mem = -1 };
 	char path[64];
 	pid_t pid = 0;
 
 	if (!fix_supported())
 		skip();
-	r.h = hammer_new();
+	r.h = shared_new();
 	if (attached) {
 		pid = target_start(r.h);
-		while (!atomic_load(&r.h->ready))
+		while (!atomic_load(&r.h->hammer.ready))
 			sched_yield();
 	} else {
 		areas_map(r.h);
-		threads_start(r.h, threads);
+		hammer_start(&r.h->hammer);
 	}
 	snprintf(path, sizeof(path), "/proc/%d/mem", pid ? pid : getpid());
 	r.mem = open(path, O_RDONLY | O_CLOEXEC);
@@ -308,9 +256,8 @@ static void rounds_case(bool attached, uint64_t staging)
 		fix_add_as(&r.f, r.h->area[i], fix_anon(AREA_BYTES), AREA_BYTES);
 	assert_int_equal(wpt_writer_open(&r.f.w, r.f.t, r.f.chain, &wo), 0);
 	take_links(&r, attached);
-	atomic_store(&r.h->stop, 1);
-	for (unsigned i = 0; i < THREADS && !attached; i++)
-		pthread_join(threads[i].pthread, NULL);
+	if (!attached)
+		hammer_end(&r.h->hammer);
 	fix_close(&r.f);
 	if (pid) {
 		kill(pid, SIGKILL);
@@ -475,12 +422,9 @@ int main(void)
 		cmocka_unit_test(own_process_little_memory),
 		cmocka_unit_test(attached_little_memory),
 	};
-	uint64_t random = 0;
 
-	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
-		random = (uint64_t)time(NULL);
-	setup.seed = env_or("WPT_SEED", random % 1000000);
-	setup.links = env_or("WPT_LINKS", 12);
+	setup.seed = env_seed();
+	setup.links = env_number("WPT_LINKS", 12);
 	print_message("# WPT_SEED=%" PRIu64 "\n", setup.seed);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (getenv("WPT_ONLY") && *getenv("WPT_ONLY"))

@@ -905,7 +905,7 @@ static void private_pages_of_a_file_that_were_scanned_before_they_were_swapped(v
 	madvise(m, bytes, MADV_PAGEOUT);
 	if (status_kib(getpid(), "VmSwap:") < bytes / 2 / 1024) {
 		wpt_tracker_close(f.t);
-		fix_remove_folder(f.dir);
+		remove_folder(f.dir);
 		munmap(m, bytes);
 		close(fd);
 		free(data);
@@ -1000,7 +1000,7 @@ static int unprivileged_body(const char *dir)
 	snprintf(chain, sizeof(chain), "%s/anon", dir);
 	CHECK(unprivileged_chain(t, m, chain, 0) == 0);
 	wpt_tracker_close(t);
-	fix_remove_folder(chain);
+	remove_folder(chain);
 
 	fd = memfd_create("unprivileged", MFD_CLOEXEC);
 	CHECK(ftruncate(fd, (off_t)BYTES) == 0);
@@ -1010,7 +1010,7 @@ static int unprivileged_body(const char *dir)
 	snprintf(chain, sizeof(chain), "%s/memfd", dir);
 	CHECK(unprivileged_chain(t, m, chain, 0) == 0);
 	wpt_tracker_close(t);
-	fix_remove_folder(chain);
+	remove_folder(chain);
 
 	m = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	pid = sleeping_child(m, 4);
@@ -1022,7 +1022,7 @@ static int unprivileged_body(const char *dir)
 		snprintf(chain, sizeof(chain), "%s/attached", dir);
 		CHECK(unprivileged_chain(t, m, chain, pid) == 0);
 		wpt_tracker_close(t);
-		fix_remove_folder(chain);
+		remove_folder(chain);
 	}
 	kill(pid, SIGKILL);
 	waitpid(pid, &status, 0);

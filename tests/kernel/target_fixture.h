@@ -31,6 +31,7 @@
 
 #include <cmocka.h>
 
+#include "common.h"
 #include "target.h"
 #include "uapi.h"
 
@@ -38,7 +39,6 @@
 #define PIPE_READ 201
 #define PIPE_WRITE 202
 #define MAX_COUNT 64
-#define NOBODY 65534
 
 struct shared {
 	atomic_int ready, stop, word;
@@ -367,27 +367,10 @@ static inline void must_stop(struct wpt_target *t)
 		fail_msg("stop: %s", wpt_strerror(rc));
 }
 
-/* Runs a test as an unprivileged user, in a process of its own. */
 static inline void as_nobody(void (*fn)(void **state))
 {
-	const struct CMUnitTest tests[] = { { "as nobody", fn, NULL, NULL, NULL } };
-	int status;
-	pid_t pid;
-
 	needs_tracking();
-	fflush(NULL);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid) {
-		if (getuid() == 0 && (setgid(NOBODY) || setuid(NOBODY)))
-			_exit(98);
-		prctl(PR_SET_DUMPABLE, 1);
-		dup2(open("/dev/null", O_WRONLY), 1);
-		cmocka_set_test_filter(NULL);
-		_exit(cmocka_run_group_tests(tests, NULL, NULL));
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	run_as_nobody(fn);
 }
 
 #endif

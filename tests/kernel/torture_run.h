@@ -5,10 +5,9 @@
 #ifndef TORTURE_RUN_H
 #define TORTURE_RUN_H
 
+#include "common.h"
 #include "torture_check.h"
 
-#include <dirent.h>
-#include <sys/random.h>
 
 struct run {
 	const char *name;
@@ -64,13 +63,6 @@ static void say_library(void *arg, enum wpt_log_level level, const char *message
 		printf("# library: %s\n", message);
 }
 
-static uint64_t env_number(const char *name, uint64_t otherwise)
-{
-	const char *s = getenv(name);
-
-	return s && *s ? strtoull(s, NULL, 0) : otherwise;
-}
-
 static uint64_t meminfo(const char *key)
 {
 	char line[200];
@@ -88,21 +80,6 @@ static uint64_t meminfo(const char *key)
 static bool have_hugepages(unsigned nr)
 {
 	return meminfo("HugePages_Free:") - meminfo("HugePages_Rsvd:") >= nr && meminfo("Hugepagesize:") == 2048;
-}
-
-static void remove_folder(const char *path)
-{
-	char name[600];
-	struct dirent *e;
-	DIR *d = opendir(path);
-
-	while (d && (e = readdir(d))) {
-		snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
-		unlink(name);
-	}
-	if (d)
-		closedir(d);
-	rmdir(path);
 }
 
 /* ---- target ---------------------------------------------------------------------------------------------------- */

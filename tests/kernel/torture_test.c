@@ -154,11 +154,8 @@ static void make_setup(const char *self)
 {
 	const char *tmp = getenv("TMPDIR");
 	static char path[4096];
-	uint64_t random = 0;
 
-	if (getrandom(&random, sizeof(random), 0) != sizeof(random))
-		random = (uint64_t)time(NULL);
-	setup.seed = env_number("WPT_SEED", random % 1000000);
+	setup.seed = env_seed();
 	setup.steps = env_number("WPT_STEPS", 2000);
 	setup.links = 22;
 	setup.self = realpath(self, path) ? path : "/proc/self/exe";

@@ -31,6 +31,7 @@
 
 #include <cmocka.h>
 
+#include "common.h"
 #include "way.h"
 #include "wptrack.h"
 
@@ -68,21 +69,6 @@ static void fix_say(void *arg, enum wpt_log_level level, const char *message)
 	(void)arg;
 	if (level <= WPT_LOG_ERROR)
 		print_message("# library: %s\n", message);
-}
-
-static void fix_remove_folder(const char *path)
-{
-	char name[500];
-	struct dirent *e;
-	DIR *d = opendir(path);
-
-	while (d && (e = readdir(d))) {
-		snprintf(name, sizeof(name), "%s/%s", path, e->d_name);
-		unlink(name);
-	}
-	if (d)
-		closedir(d);
-	rmdir(path);
 }
 
 static bool fix_supported(void)
@@ -205,8 +191,8 @@ static void fix_close(struct fix *f)
 {
 	wpt_writer_close(f->w);
 	wpt_tracker_close(f->t);
-	fix_remove_folder(f->chain);
-	fix_remove_folder(f->dir);
+	remove_folder(f->chain);
+	remove_folder(f->dir);
 }
 
 static void *fix_map(size_t len, int flags, int fd)
