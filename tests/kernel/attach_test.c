@@ -349,7 +349,7 @@ static void seccomp_as_nobody(void **state)
 		fixture_start(&f, modes[i], 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'S');
 		for (k = 0; k < rounds(20); k++)
-			assert_int_equal(wpt_target_attach(&t, f.pid, 1000, uffd_of_kernel(), NULL), -WPT_E_SECCOMP);
+			assert_int_equal(attach_in_time(&t, f.pid, uffd_of_kernel()), -WPT_E_SECCOMP);
 		/* To read it needs no system call of the target. */
 		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, WPT_UFFD_NONE, NULL), 0);
 		wpt_target_close(t);
@@ -374,7 +374,7 @@ static void test_dispatch(void **state)
 	fixture_start(&f, "dispatch", 0);
 	fault = atomic_load(&f.sh->word);
 	for (i = 0; i < rounds(30) && !fault; i++)
-		assert_int_equal(wpt_target_attach(&t, f.pid, 1000, uffd_of_kernel(), NULL), -WPT_E_SECCOMP);
+		assert_int_equal(attach_in_time(&t, f.pid, uffd_of_kernel()), -WPT_E_SECCOMP);
 	fixture_finish(&f, 0);
 	if (fault) {
 		print_message("skipping: no syscall user dispatch in this kernel\n");
@@ -412,7 +412,7 @@ static void test_vfork_threads(void **state)
 		fixture_start(&f, "vfork_threads", 0);
 		WAIT_FOR(task_state(f.pid, f.pid) == 'D');
 		/* The thread that is not in vfork does it. */
-		assert_int_equal(wpt_target_attach(&t, f.pid, 2000, uffd_of_kernel(), NULL), 0);
+		assert_int_equal(attach_in_time(&t, f.pid, uffd_of_kernel()), 0);
 		wpt_target_close(t);
 		assert_int_equal(wpt_target_attach(&t, f.pid, 30, WPT_UFFD_NONE, NULL), 0);
 		assert_int_equal(wpt_target_stop(t, &at), -WPT_E_STOP_TIMEOUT);
@@ -512,7 +512,7 @@ static void test_refusals(void **state)
 	}
 	assert_int_equal(read(sync[0], &c, 1), 1);
 	assert_int_equal(c, 'y');
-	assert_int_equal(wpt_target_attach(&t, f.pid, 100, uffd_of_kernel(), NULL), -WPT_E_TRACED);
+	assert_int_equal(attach_in_time(&t, f.pid, uffd_of_kernel()), -WPT_E_TRACED);
 	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_NONE, NULL), 0);
 	uint64_t at;
 	assert_int_equal(wpt_target_stop(t, &at), -WPT_E_TRACED);
@@ -579,7 +579,7 @@ static void test_other_word_size(void **state)
 		skip();
 	}
 	for (i = 0; i < rounds(20); i++) {
-		assert_int_equal(wpt_target_attach(&t, pid, 100, uffd_of_kernel(), NULL), -WPT_E_ARCH);
+		assert_int_equal(attach_in_time(&t, pid, uffd_of_kernel()), -WPT_E_ARCH);
 		assert_int_equal(wpt_target_attach(&t, pid, 100, WPT_UFFD_NONE, NULL), 0);
 		must_stop(t);
 		wpt_target_close(t);

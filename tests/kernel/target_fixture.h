@@ -331,21 +331,26 @@ static inline void needs_tracking(void)
 	skip();
 }
 
+/* A thread that happens to be in an uninterruptible wait for a while is no failure, nor is a machine that is busy, or emulated. */
+static inline int attach_in_time(struct wpt_target **t, pid_t pid, enum wpt_uffd uffd)
+{
+	int rc = -WPT_E_STOP_TIMEOUT, i;
+
+	for (i = 0; i < 5 && rc == -WPT_E_STOP_TIMEOUT; i++)
+		rc = wpt_target_attach(t, pid, 2000, uffd, NULL);
+	return rc;
+}
+
 static inline struct wpt_target *must_attach(pid_t pid)
 {
 	struct wpt_target *t = NULL;
-	int rc = -1, i;
+	int rc;
 
 	needs_tracking();
-	/* A thread that happens to be in an uninterruptible wait for a while is no failure. */
-	for (i = 0; i < 5 && rc; i++) {
-		rc = wpt_target_attach(&t, pid, 2000, uffd_of_kernel(), NULL);
-		if (rc == -EPERM && uffd_of_kernel() == WPT_UFFD_SYNC) {
-			print_message("no asynchronous write protection (wpsnap probe), and this is a user's process\n");
-			skip();
-		}
-		if (rc != -WPT_E_STOP_TIMEOUT)
-			break;
+	rc = attach_in_time(&t, pid, uffd_of_kernel());
+	if (rc == -EPERM && uffd_of_kernel() == WPT_UFFD_SYNC) {
+		print_message("no asynchronous write protection (wpsnap probe), and this is a user's process\n");
+		skip();
 	}
 	if (rc)
 		fail_msg("attach: %s", wpt_strerror(rc));
@@ -357,7 +362,7 @@ static inline void must_stop(struct wpt_target *t)
 	uint64_t at;
 	int rc, i;
 
-	/* As above: a machine that is busy, or emulated. */
+	/* As above. */
 	for (i = 0; i < 5; i++) {
 		rc = wpt_target_stop(t, &at);
 		if (rc != -WPT_E_STOP_TIMEOUT)
