@@ -436,13 +436,18 @@ struct wpt_take_options {
 	/*
 	 * Modes PAUSE and COW, own process: stop and resume every thread that writes to the ranges; required. Between the two the library
 	 * calls no allocator, no stdio and no other callback but `paused`. quiesce returns 0 or a negative error, which ends the take.
+	 *
+	 * Mode PAUSE, another process: NULL, and its threads are stopped; or, where there is a better way to keep it from writing to the
+	 * ranges, that: what is mapped there must neither change nor be written to between the two, whatever else the process does
+	 * meanwhile (a virtual machine is paused while its monitor goes on to answer). Both or neither, and not with WPT_TAKE_REGISTERS
+	 * (-EINVAL).
 	 */
 	int (*quiesce)(void *arg);
 	void (*resume)(void *arg);
 	/*
 	 * Called while the target is stopped and everything is copied (mode COW: is protected, or copied; a second time where a pause
 	 * completes the link): a non-zero return fails the link. For an attached target it may do anything but touch the target's
-	 * threads; for the own process, only what is safe with all others stopped.
+	 * threads, if those were stopped; for the own process, only what is safe with all others stopped.
 	 */
 	int (*paused)(void *arg);
 	void *arg;
@@ -503,7 +508,7 @@ struct wpt_take_stats {
  * Only a stream (WPT_DEST_FD) that failed, and a file (WPT_DEST_APPEND) whose fsync failed, are not continued: every later take returns
  * the same error, and a writer to another place begins with a base.
  * `o` and `stats` may be NULL. Errors: -errno of the store (-ENOSPC, -EIO, -EDQUOT, ...), WPT_E_GONE, WPT_E_STOP_TIMEOUT, WPT_E_STAGING,
- * WPT_E_SHARED_VM, WPT_E_TRACED, WPT_E_FORKED, -ENOMEM, -ENODATA (there is nothing to track). Threads: one per writer. Since 0.1.
+ * WPT_E_SHARED_VM, WPT_E_TRACED, WPT_E_FORKED, -ENOMEM, -EINVAL, -ENODATA (there is nothing to track). Threads: one per writer. Since 0.1.
  */
 WPT_API int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *o, struct wpt_take_stats *stats);
 

@@ -445,7 +445,7 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	/* Mappings of ordinary files: the memory is there to be read, whatever the kernel can do about its writes. */
 	if (is_sync(l) && err == -EINVAL)
 		return leave_untracked(a);
-	if (!l->stopped && err != -EBUSY)
+	if (l->runs && err != -EBUSY)
 		l->unsettled = true;
 	area_skip(a, err == -EBUSY ? WPT_REASON_BUSY : WPT_REASON_UNSUPPORTED);
 	return 0;
@@ -673,11 +673,11 @@ void wpt_tracker_disarm(struct wpt_tracker *t, uint64_t start, uint64_t end)
 int wpt_tracker_look(struct wpt_tracker *t, uint32_t flags)
 {
 	bool stopped = flags & WPT_LOOK_STOPPED;
-	struct wpt_look l = { .t = t, .stopped = stopped, .soon = flags & WPT_LOOK_SOON };
+	struct wpt_look l = { .t = t, .stopped = stopped, .runs = !stopped || flags & WPT_LOOK_RUNS, .soon = flags & WPT_LOOK_SOON };
 	int attempt, err;
 
 	for (attempt = 0; attempt < 3; attempt++) {
-		if (!stopped)
+		if (l.runs)
 			wpt_tracker_reap(t);
 		err = look_once(&l);
 		if (err || !l.unsettled)

@@ -11,6 +11,7 @@ struct wpt_look {
 	struct wpt_scan *scan;
 	struct wpt_vec *unmapped;
 	bool stopped, soon; /* enum wpt_look_flags */
+	bool runs;        /* mappings may change under the look */
 	bool unsettled;   /* a mapping changed under the look */
 };
 

@@ -334,7 +334,7 @@ static int open_layer(struct wpt_take *k)
 
 static int pause_target(struct wpt_take *k, uint64_t *since)
 {
-	if (!wpt_target_is_self(k->w->t->target))
+	if (!k->o.quiesce)
 		return wpt_target_stop(k->w->t->target, since);
 	*since = wpt_now_ns();
 	return k->o.quiesce(k->o.arg);
@@ -342,11 +342,17 @@ static int pause_target(struct wpt_take *k, uint64_t *since)
 
 static void resume_target(struct wpt_take *k, uint64_t since)
 {
-	if (wpt_target_is_self(k->w->t->target))
+	if (k->o.quiesce)
 		k->o.resume(k->o.arg);
 	else
 		wpt_target_resume(k->w->t->target);
 	k->stats.pause_ns = wpt_now_ns() - since;
+}
+
+/* Another process that was kept from writing by other means than stopping it. */
+static bool still_runs(const struct wpt_take *k)
+{
+	return k->o.quiesce && !wpt_target_is_self(k->w->t->target);
 }
 
 static uint64_t realtime_ns(void)
@@ -380,7 +386,7 @@ static int take_paused(struct wpt_take *k, bool later)
 	k->time_ns = realtime_ns();
 	if (later)
 		wpt_cow_settle(&k->cow);
-	err = wpt_tracker_look(t, WPT_LOOK_STOPPED | (k->soon ? WPT_LOOK_SOON : 0));
+	err = wpt_tracker_look(t, WPT_LOOK_STOPPED | (k->soon ? WPT_LOOK_SOON : 0) | (still_runs(k) ? WPT_LOOK_RUNS : 0));
 	if (!err && k->w->all && !k->stats.nr_rounds)
 		err = wpt_tracker_all_unknown(t);
 	if (!err && later)
@@ -582,7 +588,9 @@ static int take_options(struct wpt_take *k, const struct wpt_take_options *from)
 		k->o.max_rounds = DEFAULT_ROUNDS;
 	if (!o->target_pause_us)
 		k->o.target_pause_us = DEFAULT_PAUSE_US;
-	if (self && o->mode != WPT_MODE_FUZZY && (!o->quiesce || !o->resume))
+	if (o->mode != WPT_MODE_FUZZY && (!o->quiesce != !o->resume || (self && !o->quiesce)))
+		return -EINVAL;
+	if (!self && o->quiesce && (o->mode == WPT_MODE_COW || o->flags & WPT_TAKE_REGISTERS))
 		return -EINVAL;
 	if (o->mode == WPT_MODE_FUZZY && (o->paused || o->flags))
 		return -EINVAL;

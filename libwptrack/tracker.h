@@ -121,7 +121,8 @@ int wpt_tracker_start(struct wpt_tracker **out, pid_t pid, const struct wpt_trac
 
 enum wpt_look_flags {
 	WPT_LOOK_STOPPED = 1u << 0, /* nothing of the target runs, calls need not be sliced */
-	WPT_LOOK_SOON = 1u << 1     /* the last look was moments ago: what went since is not told apart, but read */
+	WPT_LOOK_SOON = 1u << 1,    /* the last look was moments ago: what went since is not told apart, but read */
+	WPT_LOOK_RUNS = 1u << 2     /* with STOPPED: nothing in the ranges is written or mapped anew, but another process goes on with other things */
 };
 
 /*

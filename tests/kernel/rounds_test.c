@@ -23,6 +23,8 @@ enum { DENSE, SPARSE, HUGE_PAGES, MEMFD, PRIVATE_FILE, NR_AREAS };
 /* Shared with the target. Its addresses are the same in both. */
 struct shared {
 	struct hammer hammer;
+	bool goes_on;             /* also while it is held: other threads of the target */
+	_Atomic uint64_t beats;
 	char *area[NR_AREAS];
 	int fd[NR_AREAS];
 };
@@ -89,8 +91,27 @@ static void one_step(struct hammer *hammer, uint64_t *r)
 	atomic_fetch_add_explicit(&hammer->writes, 1, memory_order_relaxed);
 }
 
+/* What no pause of the writers keeps from running, nor from mapping and unmapping memory of its own. */
+static void *goes_on_main(void *arg)
+{
+	struct shared *h = arg;
+
+	for (;;) {
+		char *m = mmap(NULL, 3 * TP, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+		if (m == MAP_FAILED)
+			_exit(5);
+		*m = 1;
+		munmap(m + TP, TP);
+		munmap(m, 3 * TP);
+		atomic_fetch_add(&h->beats, 1);
+	}
+	return NULL;
+}
+
 static pid_t target_start(struct shared *h)
 {
+	pthread_t other;
 	pid_t pid = fork();
 
 	if (pid)
@@ -98,6 +119,8 @@ static pid_t target_start(struct shared *h)
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	areas_map(h);
 	hammer_start(&h->hammer);
+	if (h->goes_on && pthread_create(&other, NULL, goes_on_main, h))
+		_exit(4);
 	atomic_store(&h->hammer.ready, 1);
 	for (;;)
 		pause();
@@ -124,6 +147,17 @@ static int shadow(void *arg)
 			return -EIO;
 	}
 	return 0;
+}
+
+/* The target is held, not stopped: else this does not end. */
+static int shadow_while_it_goes_on(void *arg)
+{
+	struct rounds *r = arg;
+	uint64_t beats = atomic_load(&r->h->beats);
+
+	while (atomic_load(&r->h->beats) < beats + 10)
+		sched_yield();
+	return shadow(arg);
 }
 
 static int refuse(void *arg)
@@ -203,7 +237,9 @@ static void take_links(struct rounds *r, bool attached)
 		o = (struct wpt_take_options){ .size = sizeof(o), .paused = shadow, .arg = r };
 		o.max_rounds = max[rng_below(&rng, 8) ? rng_below(&rng, 3) : 3];
 		o.target_pause_us = rng_below(&rng, 3) ? 1 : 0;
-		if (!attached) {
+		if (r->h->goes_on)
+			o.paused = shadow_while_it_goes_on;
+		if (!attached || r->h->goes_on) {
 			o.quiesce = quiesce;
 			o.resume = resume;
 		}
@@ -225,7 +261,7 @@ static void take_links(struct rounds *r, bool attached)
 		      rounds, paused / setup.links, (uint64_t)atomic_load(&r->h->hammer.writes), setup.seed);
 }
 
-static void rounds_case(bool attached, uint64_t staging)
+static void rounds_case(bool attached, bool goes_on, uint64_t staging)
 {
 	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 2, .level = -5, .staging_bytes = staging,
 					 .hot_set = setup.seed % 2 ? WPT_HOT_SET_AUTO : WPT_HOT_SET_OFF };
@@ -236,6 +272,7 @@ static void rounds_case(bool attached, uint64_t staging)
 	if (!fix_supported())
 		skip();
 	r.h = shared_new();
+	r.h->goes_on = goes_on;
 	if (attached) {
 		pid = target_start(r.h);
 		while (!atomic_load(&r.h->hammer.ready))
@@ -277,26 +314,66 @@ static void rounds_case(bool attached, uint64_t staging)
 static void own_process(void **state)
 {
 	(void)state;
-	rounds_case(false, 64 << 20);
+	rounds_case(false, false, 64 << 20);
 }
 
 static void attached(void **state)
 {
 	(void)state;
-	rounds_case(true, 64 << 20);
+	rounds_case(true, false, 64 << 20);
+}
+
+/* By the caller's means, not by stopping its threads. */
+static void attached_and_held(void **state)
+{
+	(void)state;
+	rounds_case(true, true, 64 << 20);
+}
+
+static void held_is_for_mode_pause(void **state)
+{
+	struct wpt_take_options o = { .size = sizeof(o), .resume = fix_void };
+	char *m = fix_anon(TP);
+	struct fix f;
+	pid_t pid;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	*m = 1;
+	pid = fork();
+	if (!pid)
+		for (;;)
+			pause();
+	fix_tracker(&f, pid, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, m, TP);
+	fix_writer(&f);
+	assert_int_equal(fix_try(&f, &o), -EINVAL);
+	o = (struct wpt_take_options){ .size = sizeof(o), .quiesce = fix_nothing };
+	assert_int_equal(fix_try(&f, &o), -EINVAL);
+	o.resume = fix_void;
+	o.flags = WPT_TAKE_REGISTERS;
+	assert_int_equal(fix_try(&f, &o), -EINVAL);
+	o.flags = 0;
+	assert_int_equal(fix_try(&f, &o), 0);
+	assert_int_equal(fix_wrong(&f), 0);
+	fix_close(&f);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	munmap(m, TP);
 }
 
 /* What is staged has to be given away now and then. */
 static void own_process_little_memory(void **state)
 {
 	(void)state;
-	rounds_case(false, 4 << 20);
+	rounds_case(false, false, 4 << 20);
 }
 
 static void attached_little_memory(void **state)
 {
 	(void)state;
-	rounds_case(true, 4 << 20);
+	rounds_case(true, false, 4 << 20);
 }
 
 static void why_rounds_end(void **state)
@@ -419,6 +496,8 @@ int main(void)
 		cmocka_unit_test(unreadable_after_a_round),
 		cmocka_unit_test(own_process),
 		cmocka_unit_test(attached),
+		cmocka_unit_test(attached_and_held),
+		cmocka_unit_test(held_is_for_mode_pause),
 		cmocka_unit_test(own_process_little_memory),
 		cmocka_unit_test(attached_little_memory),
 	};
