@@ -238,7 +238,8 @@ static void second_process_with_descriptor(void **state)
 	(void)state;
 	if (!fix_supported())
 		skip();
-	for (unsigned d = 0; d < 3; d++) {
+	/* Of backend sync a file on a disk is compared for another reason. */
+	for (unsigned d = 0; d < (way_is_sync() ? 2 : 3); d++) {
 		char path[100] = "";
 		int fd = d ? new_file(dirs[d], path) : new_memfd();
 		char *m = fix_map(BYTES, MAP_SHARED, fd);

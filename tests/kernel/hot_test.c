@@ -196,7 +196,7 @@ static void all_kinds(uint32_t backend)
 static void asynchronous(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	all_kinds(WPT_BACKEND_ASYNC);
 }

@@ -157,7 +157,7 @@ static void start(struct huge *u, bool attached, bool writers)
 	pid_t pid = 0;
 
 	memset(u, 0, sizeof(*u));
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	u->h = fix_map(sizeof(*u->h), MAP_SHARED | MAP_ANONYMOUS, -1);
 	u->h->hammer.seed = setup.seed;
@@ -557,7 +557,7 @@ static void slices_split_nothing(void **state)
 	char *m;
 
 	(void)state;
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	m = map_huge(at, bytes + 2 * HUGE, MADV_HUGEPAGE);
 	m[bytes] = 1;
@@ -601,7 +601,7 @@ static void by_nobody(void **state)
 static void not_permitted(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	run_as_nobody(by_nobody);
 }

@@ -71,14 +71,18 @@ static void fix_say(void *arg, enum wpt_log_level level, const char *message)
 		print_message("# library: %s\n", message);
 }
 
-static bool fix_supported(void)
+static inline bool fix_async(void)
 {
-	struct wpt_probe p = { .size = sizeof(p) };
-
-	if (wpt_probe(&p) == 0 && (p.features & WPT_F_ASYNC))
+	if (way_features() & WPT_F_ASYNC)
 		return true;
 	print_message("# skip: this kernel or this user has no asynchronous userfaultfd write protection with PAGEMAP_SCAN\n");
 	return false;
+}
+
+/* Where a kernel has nothing else, trackers are of backend sync: see way.h. */
+static inline bool fix_supported(void)
+{
+	return way_is_sync() || fix_async();
 }
 
 static void fix_tracker(struct fix *f, pid_t pid, uint32_t backend, uint32_t flags)

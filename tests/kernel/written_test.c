@@ -28,7 +28,7 @@ static uint64_t features_offered(void)
 
 static void need_exact(void)
 {
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	if (way_is_exact() && features_offered() & UFFD_FEATURE_WP_WRITTEN)
 		return;
@@ -243,7 +243,7 @@ static void huge_pages_are_exact(void **state)
 static void a_mapping_that_shrinks_and_grows(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_async())
 		skip();
 	for (unsigned shared = 0; shared < 2; shared++) {
 		int fd = shared ? memfd_create("resized", MFD_CLOEXEC) : -1;
