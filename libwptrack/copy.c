@@ -82,7 +82,8 @@ static int batch_need(struct wpt_copy *c)
 	err = again_flush(c);
 	if (err || c->batch)
 		return err;
-	wpt_copy_unstage(c);
+	/* The ledger goes on to say that the link has them: what is zero again must be said, and the threads may not have come to the copies yet. */
+	c->staging = false;
 	c->spilled = true;
 	c->staging_waits++;
 	return wpt_layer_batch_get(c->w, &c->batch, true);

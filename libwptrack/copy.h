@@ -43,13 +43,13 @@ struct wpt_copy {
 	/* Of the last pass; of all. */
 	uint64_t pages_tracked, pages_dirty, pages_compared, pages_unreadable;
 	uint64_t swapped_in, staging_waits;
-	bool spilled;           /* the last pass had to wait for memory: nothing is staged any more */
+	bool spilled;           /* the last pass had to wait for memory: what was staged is the writer's threads' */
 };
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t);
 void wpt_copy_close(struct wpt_copy *c);
 
-/* Before the writer's threads get at the batches: what is in them stays as it is. */
+/* Nothing is staged any more. While the writer's threads are held, and before they get at the batches: what is in them stays as it is. */
 void wpt_copy_unstage(struct wpt_copy *c);
 
 static inline uint8_t *wpt_batch_slot(const struct wpt_batch *b, uint32_t page)

@@ -289,6 +289,7 @@ uint64_t wpt_ledger_commit(struct wpt_ledger *l)
 			for (i = 0; i < WPT_CHUNK_PAGES; i++)
 				c->state[i] &= (uint8_t)~STATE_SAID;
 	}
+	wpt_ledger_unstage_all(l);
 	return nr;
 }
 

@@ -91,7 +91,8 @@ uint64_t wpt_ledger_next_gone(const struct wpt_ledger *l, uint64_t from, uint64_
 
 /*
  * Staged: the link in hand has a copy of the page that nobody works on yet, in this slot of the staging memory; a later copy takes its
- * place. Counts as known data. By the thread that takes the link, while no other uses the ledger but to mark pages as dirty.
+ * place. Counts as known data, also when others work on it at last, until unstage or the end of the link. By the thread that takes the link, while
+ * no other uses the ledger but to mark pages as dirty.
  */
 int wpt_ledger_stage(struct wpt_ledger *l, uint64_t addr, uint64_t nr_pages, uint32_t slot);
 /* The first staged page in [from, end), and its slot; end if there is none. */

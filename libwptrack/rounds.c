@@ -77,6 +77,8 @@ static int round_copy(struct wpt_take *k)
 	/* What was not staged, the ledger knows before it is asked again; and all memory is free. */
 	if (!err && !k->copy.staging)
 		err = wpt_layer_drain(k->layer);
+	if (!err && !k->copy.staging)
+		wpt_ledger_unstage_all(w->t->ledger);
 	if (!err)
 		err = wpt_target_alive(w->t->target);
 	if (!err)

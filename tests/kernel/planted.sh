@@ -147,8 +147,11 @@ plant 'rounds: what is gone is not told' collect.c \
 	's/wpt_ledger_gone\(l->t->ledger, run.start, run.end\);/;/' \
 	rounds_test '' "$wrong"
 plant 'rounds: staged copies are written to after they were given away' copy.c \
-	's/\twpt_copy_unstage\(c\);\n\tc->spilled/\tc->spilled/' \
+	's/\tc->staging = false;\n\tc->spilled/\tc->spilled/' \
 	rounds_test '*little*' "$wrong|damaged|FAILED"
+plant 'rounds: that a copy that was given away is zero again is left to a ledger that does not know it yet' copy.c \
+	's/\tc->staging = false;\n\tc->spilled/\twpt_copy_unstage(c);\n\tc->spilled/' \
+	rounds_test 'zero_again_*' 'FAILED'
 plant 'rounds: that a page can not be read any more is lost with the batch that says it' copy.c \
 	's/(err = again_flush\(c\);\n\tif \(err) \|\| c->batch/$1/' \
 	rounds_test 'unreadable_*' 'FAILED'

@@ -489,11 +489,79 @@ static void unreadable_after_a_round(void **state)
 	guard_after_a_round(true);
 }
 
+/* ---- pages that a round staged and that are gone in the pause ---- */
+
+#define GONE_PAGES 4096u
+#define GONE_STAGED 700u
+#define GONE 20u
+
+struct gone {
+	char *m, *shadow;
+	size_t spill;
+};
+
+/* The last change before the instant: the last of the staged pages go, and before them so much is written that nothing stays staged. */
+static int give_back_some(void *arg)
+{
+	const size_t gone = (GONE_PAGES - GONE) * TP;
+	struct gone *g = arg;
+
+	fix_fill(g->m, g->spill * TP, 3);
+	memcpy(g->shadow, g->m, g->spill * TP);
+	memset(g->shadow + gone, 0, GONE * TP);
+	return madvise(g->m + gone, GONE * TP, MADV_DONTNEED) ? -errno : 0;
+}
+
+/*
+ * The chain knows the pages as zeros, and the link has a copy of them that the writer's threads did not come to yet: that they are zeros again must
+ * be said. One thread that compresses as slowly as it can does not come to them before the copy does.
+ */
+static void gone_after_a_round(bool spill, bool populated)
+{
+	struct wpt_writer_options wo = { .size = sizeof(wo), .flags = WPT_WRITER_NO_SYNC, .nr_threads = 1, .level = 19, .staging_bytes = 4 << 20 };
+	struct wpt_take_options o = { .size = sizeof(o), .max_rounds = 1, .target_pause_us = 1, .resume = fix_void };
+	const size_t zeros = (GONE_PAGES - GONE_STAGED) * TP;
+	struct gone g = { .spill = spill ? 300 : 10 };
+	struct fix f;
+
+	g.m = fix_anon(GONE_PAGES * TP);
+	g.shadow = fix_anon(GONE_PAGES * TP);
+	madvise(g.m, GONE_PAGES * TP, MADV_NOHUGEPAGE);
+	if (populated)
+		memset(g.m, 0, GONE_PAGES * TP);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add_as(&f, g.m, g.shadow, GONE_PAGES * TP);
+	assert_int_equal(wpt_writer_open(&f.w, f.t, f.chain, &wo), 0);
+	fix_take_and_check(&f);
+	fix_fill(g.m + zeros, GONE_STAGED * TP, 2);
+	memcpy(g.shadow + zeros, g.m + zeros, GONE_STAGED * TP);
+	o.quiesce = give_back_some;
+	o.arg = &g;
+	assert_int_equal(fix_try(&f, &o), 0);
+	assert_int_equal(f.stats.nr_rounds, 1);
+	assert_int_equal(f.stats.staging_waits > 0, spill);
+	assert_int_equal(fix_wrong(&f), 0);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(g.m, GONE_PAGES * TP);
+	munmap(g.shadow, GONE_PAGES * TP);
+}
+
+static void zero_again_after_a_round(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	for (unsigned i = 0; i < 4; i++)
+		gone_after_a_round(i & 1, i & 2);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(why_rounds_end),
 		cmocka_unit_test(unreadable_after_a_round),
+		cmocka_unit_test(zero_again_after_a_round),
 		cmocka_unit_test(own_process),
 		cmocka_unit_test(attached),
 		cmocka_unit_test(attached_and_held),
