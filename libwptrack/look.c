@@ -566,11 +566,13 @@ static int forget_uncovered(struct wpt_look *l)
 	return err;
 }
 
-void wpt_tracker_forget_uncovered(struct wpt_tracker *t)
+void wpt_tracker_forget_uncovered(struct wpt_tracker *t, bool all)
 {
 	const struct wpt_span *span;
 	size_t i;
 
+	if (all)
+		forget_outside(t, t->plan, 0, UINT64_MAX, NULL);
 	for (i = 0; i < t->uncovered.count; i++) {
 		span = wpt_vec_at(&t->uncovered, struct wpt_span, i);
 		forget_outside(t, t->plan, span->start, span->end, NULL);

@@ -529,7 +529,7 @@ static void succeeded(struct wpt_take *k)
 	struct wpt_writer *w = k->w;
 	const struct wpt_maps *m = &w->t->maps;
 
-	wpt_tracker_forget_uncovered(w->t);
+	wpt_tracker_forget_uncovered(w->t, w->all);
 	k->stats.pages_dirty = wpt_ledger_commit(w->t->ledger);
 	wpt_vec_clear(&w->t->unknown);
 	w->all = false;

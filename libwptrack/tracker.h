@@ -144,9 +144,10 @@ int wpt_tracker_all_unknown(struct wpt_tracker *t);
 
 /*
  * What left the plan is forgotten by the look that finds so. What was staged of it before is said by the link all the same, and would then be
- * taken for known: so it is forgotten once more when the link is written.
+ * taken for known: so it is forgotten once more when the link is written. `all`: and whatever else the plan does not cover, as of a chain that is
+ * continued: a link that does not cover it ends what earlier ones said.
  */
-void wpt_tracker_forget_uncovered(struct wpt_tracker *t);
+void wpt_tracker_forget_uncovered(struct wpt_tracker *t, bool all);
 
 /* Makes a plan without arming anything, for those who ask what would be tracked. */
 int wpt_tracker_list(struct wpt_tracker *t);

@@ -289,6 +289,40 @@ static void ranges_come_and_go_between_links(void **state)
 	munmap(b, BYTES);
 }
 
+/* A chain goes on with another tracker that has only some of the memory: what the chain had of the rest is not there when that comes back. */
+static void ranges_that_a_continued_chain_lost(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	char *a = fix_anon(BYTES), *b = fix_anon(BYTES);
+	struct wpt_tracker_options o = { .size = sizeof(o), .log = fix_say };
+	struct fix f;
+
+	fix_fill(a, BYTES, 1);
+	fix_fill(b, BYTES, 2);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, a, BYTES);
+	fix_add(&f, b, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	wpt_writer_close(f.w);
+	wpt_tracker_close(f.t);
+	assert_int_equal(way_tracker(&f.t, 0, &o), 0);
+	f.nr = 0;
+	fix_add(&f, a, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.sequence, 1);
+	assert_int_equal(f.stats.pages_tracked, PAGES);
+	fix_add(&f, b, BYTES);
+	fix_take_and_check(&f);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(a, BYTES);
+	munmap(b, BYTES);
+}
+
 struct lookers {
 	struct wpt_tracker *t;
 	_Atomic int stop, failed;
@@ -1065,6 +1099,7 @@ int main(void)
 		cmocka_unit_test(nothing_to_track),
 		cmocka_unit_test(one_writer_at_a_time),
 		cmocka_unit_test(ranges_come_and_go_between_links),
+		cmocka_unit_test(ranges_that_a_continued_chain_lost),
 		cmocka_unit_test(ranges_come_and_go_while_others_scan),
 		cmocka_unit_test(memory_that_moves_by_mremap),
 		cmocka_unit_test(file_too_large_at_every_write),
