@@ -484,7 +484,8 @@ static int add_ranges(struct wpt_take *k)
 
 	if (!err && !ranges.count && !k->w->has_tip)
 		err = -ENODATA;
-	if (!err && !(k->w->has_tip && wpt_text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
+	/* No text is that of no ranges, but also that of ranges that are not known: of a chain that is continued, or for want of memory. */
+	if (!err && !(k->w->has_tip && k->new_ranges.count && wpt_text_same(&k->w->ranges_text, k->new_ranges.data, k->new_ranges.count)))
 		err = wpt_layer_ranges(k->layer, ranges.data, ranges.count);
 	wpt_vec_free(&ranges);
 	return err;

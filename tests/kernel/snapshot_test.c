@@ -323,6 +323,40 @@ static void ranges_that_a_continued_chain_lost(void **state)
 	munmap(b, BYTES);
 }
 
+/* A link of nothing says so, also where the writer does not know what the one before it covered. */
+static void nothing_is_left_of_a_continued_chain(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	struct wpt_tracker_options o = { .size = sizeof(o), .log = fix_say };
+	struct wpt_range_info info = { .size = sizeof(info) };
+	char *m = mmap((void *)(uintptr_t)0x10000000000, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct wpt_chain *c;
+	struct fix f;
+
+	/* Where the kernel puts nothing by itself. */
+	assert_ptr_equal(m, (void *)(uintptr_t)0x10000000000);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	wpt_writer_close(f.w);
+	wpt_tracker_close(f.t);
+	munmap(m, BYTES);
+	assert_int_equal(way_tracker(&f.t, 0, &o), 0);
+	f.nr = 0;
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take(&f);
+	assert_int_equal(f.stats.pages_tracked, 0);
+	assert_int_equal(wpt_chain_open(&c, f.chain), 0);
+	assert_int_equal(wpt_chain_range(c, 0, &info), -ERANGE);
+	wpt_chain_close(c);
+	fix_close(&f);
+}
+
 struct lookers {
 	struct wpt_tracker *t;
 	_Atomic int stop, failed;
@@ -1100,6 +1134,7 @@ int main(void)
 		cmocka_unit_test(one_writer_at_a_time),
 		cmocka_unit_test(ranges_come_and_go_between_links),
 		cmocka_unit_test(ranges_that_a_continued_chain_lost),
+		cmocka_unit_test(nothing_is_left_of_a_continued_chain),
 		cmocka_unit_test(ranges_come_and_go_while_others_scan),
 		cmocka_unit_test(memory_that_moves_by_mremap),
 		cmocka_unit_test(file_too_large_at_every_write),
