@@ -612,8 +612,10 @@ static int look_once(struct wpt_look *l)
 	if (!err)
 		err = wpt_look_pinned(l);
 	for (i = 0; i < l->plan->areas.count && !err; i++)
-		if (!wpt_area_at(l->plan, i)->skipped)
+		if (!wpt_area_at(l->plan, i)->skipped) {
 			err = area_look(l, wpt_area_at(l->plan, i), &old_at);
+			t->lost |= err != 0;
+		}
 	/* After the scans: what is reported until now belongs to this look. */
 	if (!err)
 		err = wpt_look_bypasses(l);
@@ -629,7 +631,11 @@ static int look_once(struct wpt_look *l)
 	wpt_look_prune_files(l);
 	look_publish(l);
 	t->looked = true;
-	return 0;
+	if (t->lost) {
+		err = wpt_tracker_all_unknown(t);
+		t->lost = err != 0;
+	}
+	return err;
 }
 
 int wpt_tracker_list(struct wpt_tracker *t)

@@ -155,6 +155,9 @@ plant 'rounds: that a copy that was given away is zero again is left to a ledger
 plant 'rounds: that a page can not be read any more is lost with the batch that says it' copy.c \
 	's/(err = again_flush\(c\);\n\tif \(err) \|\| c->batch/$1/' \
 	rounds_test 'unreadable_*' 'FAILED'
+plant 'a look that had no memory to note what it protected is forgotten' look.c \
+	's/t->lost \|= err != 0;/;/' \
+	snapshot_test 'memory_that_runs_out' 'FAILED'
 plant 'what a continued chain had of memory that is not tracked is taken for known' snapshot.c \
 	's/(wpt_tracker_forget_uncovered\(w->t, )w->all/$1false/' \
 	snapshot_test '*chain_lost' 'FAILED'

@@ -678,6 +678,76 @@ static int say_no(void *arg)
 	return -ECANCELED;
 }
 
+/* ---- no memory ---- */
+
+#define SPARSE_PAGES 1000u
+#define SPARSE_STEP ((size_t)2 << 20) /* so that what is known of each page takes memory of its own */
+
+static size_t own_address_space(void)
+{
+	unsigned long pages = 0;
+	FILE *file = fopen("/proc/self/statm", "r");
+
+	assert_non_null(file);
+	assert_int_equal(fscanf(file, "%lu", &pages), 1);
+	fclose(file);
+	return pages * (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Takes with ever more memory, until one succeeds. How many failed. */
+static unsigned take_with_little_memory(struct fix *f)
+{
+	struct rlimit before, limit;
+	unsigned failed = 0;
+	int r;
+
+	assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+	for (size_t more = 0;; more += (size_t)1 << 20, failed++) {
+		limit = before;
+		limit.rlim_cur = WPT_MIN(before.rlim_cur, own_address_space() + more);
+		assert_int_equal(setrlimit(RLIMIT_AS, &limit), 0);
+		r = fix_try(f, NULL);
+		assert_int_equal(setrlimit(RLIMIT_AS, &before), 0);
+		if (!r)
+			return failed;
+		assert_int_equal(r, -ENOMEM);
+		assert_true(more < (size_t)1 << 30);
+	}
+}
+
+/* Wherever in a link memory runs out: what was written is in the one that succeeds. */
+static void memory_that_runs_out(void **state)
+{
+	(void)state;
+	if (!fix_supported())
+		skip();
+	const size_t len = SPARSE_PAGES * SPARSE_STEP;
+	char *m = fix_map(len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1), page[TP];
+	unsigned failed, wrong = 0;
+	struct wpt_chain *c;
+	struct fix f;
+
+	madvise(m, len, MADV_NOHUGEPAGE);
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, m, len);
+	fix_writer(&f);
+	fix_take(&f);
+	for (unsigned i = 0; i < SPARSE_PAGES; i++)
+		fix_fill(m + i * SPARSE_STEP, TP, i);
+	failed = take_with_little_memory(&f);
+	print_message("# %u links failed\n", failed);
+	assert_true(failed > 0);
+	assert_int_equal(wpt_chain_open(&c, f.chain), 0);
+	for (unsigned i = 0; i < SPARSE_PAGES; i++) {
+		assert_int_equal(wpt_chain_read(c, (uint64_t)(m + i * SPARSE_STEP), page, TP), 0);
+		wrong += memcmp(page, m + i * SPARSE_STEP, TP) != 0;
+	}
+	wpt_chain_close(c);
+	assert_int_equal(wrong, 0);
+	fix_close(&f);
+	munmap(m, len);
+}
+
 static void callbacks_that_refuse(void **state)
 {
 	(void)state;
@@ -1140,6 +1210,7 @@ int main(void)
 		cmocka_unit_test(file_too_large_at_every_write),
 		cmocka_unit_test(disk_full_at_every_write),
 		cmocka_unit_test(descriptor_that_takes_nothing),
+		cmocka_unit_test(memory_that_runs_out),
 		cmocka_unit_test(callbacks_that_refuse),
 		cmocka_unit_test(too_much_for_the_staging_memory),
 		cmocka_unit_test(forked_child_may_not),
