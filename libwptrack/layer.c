@@ -6,7 +6,7 @@
  *
  * A page may come twice in a link (it was written again after its first copy). The later batch is then a barrier: the ledger
  * hears of the two copies in the order in which a reader finds them. Of a batch that has both, all is said and the ledger hears of it
- * at emission.
+ * at emission, for which the batch after it waits.
  */
 #define ZSTD_STATIC_LINKING_ONLY /* ZSTD_createCCtx_advanced: compressors never call malloc */
 #include "layer.h"
@@ -78,6 +78,7 @@ struct wpt_layer_writer {
 	struct wpt_layer_dedup *dedup;
 	uint64_t next_addr;    /* end of what was submitted last */
 	bool again;            /* addresses went back: pages may come twice */
+	bool mixed;            /* they did within the batch that was submitted last */
 	struct wpt_fmt_counts counts;
 	struct wpt_fmt_section sections[WPT_FMT_SECTIONS_MAX];
 	uint32_t nr_sections;
@@ -635,7 +636,7 @@ static bool batch_valid(struct wpt_layer_writer *w, const struct wpt_batch *b, b
 int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
 {
 	struct job *job = b->priv;
-	bool back = b->nr_items && b->items[0].addr < w->next_addr;
+	bool back = b->nr_items && b->items[0].addr < w->next_addr, wait = back || w->mixed;
 
 	if (back)
 		w->next_addr = 0;
@@ -646,7 +647,8 @@ int wpt_layer_batch_submit(struct wpt_layer_writer *w, struct wpt_batch *b)
 	}
 	w->again |= back || job->mixed;
 	job->again = w->again;
-	return wpt_pipe_submit(w->kit->pipe, &job->pipe, back || job->mixed);
+	w->mixed = job->mixed;
+	return wpt_pipe_submit(w->kit->pipe, &job->pipe, wait || job->mixed);
 }
 
 void wpt_layer_hold(struct wpt_layer_writer *w, bool hold)

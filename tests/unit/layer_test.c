@@ -374,6 +374,46 @@ static void ledger_hears_of_copies_in_the_order_of_the_file(void **state)
 	free(noise);
 }
 
+/* What a batch that goes back within itself says is told when it is written: the batch that follows it, and goes on, waits for that. */
+static void ledger_hears_of_a_batch_that_goes_back_before_the_next(void **state)
+{
+	enum { FIRST = 1, LAST = WPT_BATCH_PAGES - 1 };
+	struct wpt_layer_params p = params(false, 3, NULL);
+	uint8_t *noise = malloc(WPT_BATCH_PAGES * WPT_PAGE), page[WPT_PAGE];
+	struct wpt_page_key key;
+	struct wpt_hash hash;
+
+	(void)state;
+	for (size_t i = 0; i < WPT_BATCH_PAGES * WPT_PAGE; i++)
+		noise[i] = (uint8_t)(rng() >> 40);
+	memset(page, 3, sizeof(page));
+	wpt_page_key_init(&key, p.key);
+	wpt_page_hash(&key, page, hash.b);
+	for (int round = 0; round < scaled(40); round++) {
+		struct wpt_layer_writer *w;
+		struct wpt_batch *b[2];
+		struct sink s;
+
+		assert_int_equal(wpt_ledger_open(&p.ledger), 0);
+		sink_open(&s);
+		w = writer_open(&s, &p);
+		b[0] = batch_get(w);
+		b[1] = batch_get(w);
+		memcpy(b[0]->data, noise, WPT_BATCH_PAGES * WPT_PAGE);
+		b[0]->nr_pages = WPT_BATCH_PAGES;
+		item_add(b[0], BASE_ADDR + FIRST * WPT_PAGE, LAST, WPT_ITEM_DATA);
+		item_add(b[0], BASE_ADDR, 1, WPT_ITEM_DATA);
+		page_add(b[1], LAST, page, WPT_ITEM_DATA);
+		submit(w, b[0]);
+		submit(w, b[1]);
+		finish(w, &s);
+		assert_int_equal(wpt_ledger_classify(p.ledger, BASE_ADDR + LAST * WPT_PAGE, WPT_KNOWN_DATA, &hash), 1);
+		wpt_ledger_close(p.ledger);
+		sink_close(&s);
+	}
+	free(noise);
+}
+
 static void batch_may_hold_a_page_twice(void **state)
 {
 	static const uint32_t kinds[] = { WPT_ITEM_DATA, WPT_ITEM_ZERO, WPT_ITEM_UNREADABLE, WPT_ITEM_GUARD, WPT_ITEM_TORN };
@@ -998,6 +1038,7 @@ int main(void)
 		cmocka_unit_test(full_link_late_in_a_chain_is_complete),
 		cmocka_unit_test(page_written_twice_in_a_link_ends_as_the_later_copy),
 		cmocka_unit_test(ledger_hears_of_copies_in_the_order_of_the_file),
+		cmocka_unit_test(ledger_hears_of_a_batch_that_goes_back_before_the_next),
 		cmocka_unit_test(batch_may_hold_a_page_twice),
 		cmocka_unit_test(terabytes_of_nothing_are_quick_and_small),
 		cmocka_unit_test(torn_pages_are_flagged_and_said_again),
