@@ -56,13 +56,15 @@ void wpt_copy_unstage(struct wpt_copy *c)
 static int batch_submit(struct wpt_copy *c)
 {
 	struct wpt_batch *b = c->batch;
+	int err;
 
 	if (!b)
 		return 0;
 	if (c->check_torn && b->nr_pages)
 		wpt_copy_check_torn(c);
 	c->batch = NULL;
-	return wpt_layer_batch_submit(c->w, b);
+	err = wpt_layer_batch_submit(c->w, b);
+	return err ? err : c->err;
 }
 
 static int again_flush(struct wpt_copy *c);
@@ -321,9 +323,7 @@ static int add_from_file(struct wpt_copy *c, int fd, uint64_t start, uint64_t en
 			start += WPT_PAGE;
 			continue;
 		}
-		/* What can't be had whole for where it is staged is said anew. */
-		if (staged == start)
-			wpt_ledger_unstage(c->t->ledger, start);
+		/* What can't be had whole for where it is staged is said anew; until then the link is known to have it. */
 		n = staged == start ? 1 : (staged - start) / WPT_PAGE;
 		got = pread(fd, wpt_batch_slot(c->batch, c->batch->nr_pages), n * WPT_PAGE, (off_t)offset);
 		if (got < 0 && errno == EINTR)

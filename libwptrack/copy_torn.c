@@ -65,7 +65,8 @@ static void copy_again(struct wpt_copy *c, uint64_t start, uint64_t end, uint32_
 			return;
 	}
 	/* Protected again and perhaps not copied since: the next link looks again, whatever the kernel says of them then. */
-	wpt_ledger_dirty(c->t->ledger, start, end);
+	if (wpt_ledger_dirty(c->t->ledger, start, end) != 0)
+		c->err = -ENOMEM;
 	for (page = start; page < end; page += WPT_PAGE)
 		c->torn[slot + ((page - start) >> WPT_PAGE_SHIFT)] = 1;
 }

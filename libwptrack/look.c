@@ -334,6 +334,24 @@ int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64
 	return err ? err : got;
 }
 
+/*
+ * A scan failed that may have protected pages and not told of them: what is in swap here and protected may have been COWed since the last look. It is
+ * read through the mapping, which is right for a marker too.
+ */
+static int distrust_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match swapped = { .mask = PAGE_IS_SWAPPED };
+	struct wpt_page_region run;
+	int got = 0, err = 0;
+
+	if (a->kind != WPT_KIND_FILE_PRIVATE || a->exact || a->sparse)
+		return 0;
+	wpt_scan_start_any(&l->t->scan, start, end, &swapped);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		err = set_cowed(l->t, run.start, run.end, true);
+	return err ? err : got;
+}
+
 /* The first arm: what was protected may have been anything. */
 static int protect_private_sparse(struct wpt_look *l, uint64_t start, uint64_t end)
 {
@@ -509,8 +527,11 @@ static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 			err = wpt_look_collect(l, a, at, stop);
 			if (err == -ESRCH)
 				return -WPT_E_GONE;
-			if (err && err != -ENOMEM && err != -WPT_E_GONE)
-				err = arm_new(l, a, at, stop);
+			if (err && err != -ENOMEM && err != -WPT_E_GONE) {
+				err = distrust_cowed(l, a, at, stop);
+				if (!err)
+					err = arm_new(l, a, at, stop);
+			}
 		}
 	}
 	if (!err && !a->skipped)
@@ -591,6 +612,22 @@ static void look_publish(struct wpt_look *l)
 	rcu_assign_pointer(t->plan, l->plan);
 }
 
+/* What an earlier look took from the kernel and could not note. */
+static int look_again(struct wpt_look *l)
+{
+	const struct wpt_area *a;
+	int err = wpt_tracker_all_unknown(l->t);
+	size_t i;
+
+	for (i = 0; i < l->plan->areas.count && !err; i++) {
+		a = wpt_area_at(l->plan, i);
+		if (!a->skipped)
+			err = distrust_cowed(l, a, a->start, a->end);
+	}
+	l->t->lost = err != 0;
+	return err;
+}
+
 static int look_once(struct wpt_look *l)
 {
 	struct wpt_tracker *t = l->t;
@@ -631,10 +668,8 @@ static int look_once(struct wpt_look *l)
 	wpt_look_prune_files(l);
 	look_publish(l);
 	t->looked = true;
-	if (t->lost) {
-		err = wpt_tracker_all_unknown(t);
-		t->lost = err != 0;
-	}
+	if (t->lost)
+		err = look_again(l);
 	return err;
 }
 
