@@ -152,6 +152,9 @@ static int collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 		return 0;
 	if (a->exact)
 		return collect_written(l, start, end);
+	err = wpt_scan_check(l->scan, start);
+	if (err)
+		return err;
 	if (a->told)
 		return collect_told(l, a, start, end);
 	/* Before W is consumed: a page that fell back to the file and was then written is W and is judged by that. */

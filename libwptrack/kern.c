@@ -21,6 +21,14 @@ int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end)
 	return ioctl(uffd, UFFDIO_UNREGISTER, &range) == 0 ? 0 : -errno;
 }
 
+bool wpt_kern_is_registered(int uffd, uint64_t addr)
+{
+	struct uffdio_continue page = { .range = { .start = addr, .len = (uint64_t)sysconf(_SC_PAGESIZE) } };
+
+	/* Whatever else is wrong with it, the kernel looks for that first. */
+	return ioctl(uffd, UFFDIO_CONTINUE, &page) == 0 || errno != ENOENT;
+}
+
 static int writeprotect(int uffd, uint64_t start, uint64_t end, uint64_t mode)
 {
 	struct uffdio_writeprotect wp = {

@@ -19,6 +19,12 @@
 int wpt_kern_register(int uffd, uint64_t start, uint64_t end);
 int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end);
 
+/*
+ * Whether the page at `addr` is of registered memory. In anonymous memory nothing happens to it; in shared memory, and in private mappings of it,
+ * where the page is not mapped and there is one, that is mapped, and then counts as written.
+ */
+bool wpt_kern_is_registered(int uffd, uint64_t addr);
+
 /* UFFDIO_WRITEPROTECT: also leaves markers where nothing is mapped. For the first arm, or while the target is stopped. */
 int wpt_kern_protect(int uffd, uint64_t start, uint64_t end);
 

@@ -335,7 +335,7 @@ int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64
 }
 
 /*
- * A scan failed that may have protected pages and not told of them: what is in swap here and protected may have been COWed since the last look. It is
+ * A look failed that may have protected pages and not noted them: what is in swap here and protected may have been COWed since the one before. It is
  * read through the mapping, which is right for a marker too.
  */
 static int distrust_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
@@ -420,6 +420,27 @@ static int protect_exact(struct wpt_look *l, const struct wpt_area *a, uint64_t 
 	return got;
 }
 
+/*
+ * Memory that mremap(2) puts next to registered memory may be merged with it, and then the kernel drops the registration of all of it, but leaves
+ * the marks of protection in the pages that were there before. A write goes through, and the mark stays: registered once more, such a page would
+ * never be found written. So what is marked when it is registered is unprotected first.
+ */
+static int drop_marks(struct wpt_look *l, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match marked = {
+		.inverted = PAGE_IS_WRITTEN,
+		.mask = PAGE_IS_WRITTEN,
+		.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+	};
+	struct wpt_page_region run;
+	int got, err = 0;
+
+	wpt_scan_start(&l->t->scan, start, end, &marked, false);
+	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
+		err = wpt_kern_unprotect(wpt_target_uffd(l->t->target), run.start, run.end);
+	return err ? err : got;
+}
+
 static int leave_untracked(struct wpt_area *a)
 {
 	a->untracked = true;
@@ -446,6 +467,8 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 	err = wpt_kern_register(wpt_target_uffd(l->t->target), start, end);
 	if (err == -ESRCH || err == -WPT_E_GONE)
 		return -WPT_E_GONE;
+	if (err == 0)
+		err = drop_marks(l, start, end);
 	if (err == 0) {
 		if (a->exact)
 			err = protect_exact(l, a, start, end);
@@ -527,11 +550,8 @@ static int area_look(struct wpt_look *l, struct wpt_area *a, size_t *old_at)
 			err = wpt_look_collect(l, a, at, stop);
 			if (err == -ESRCH)
 				return -WPT_E_GONE;
-			if (err && err != -ENOMEM && err != -WPT_E_GONE) {
-				err = distrust_cowed(l, a, at, stop);
-				if (!err)
-					err = arm_new(l, a, at, stop);
-			}
+			if (err && err != -ENOMEM && err != -WPT_E_GONE)
+				err = arm_new(l, a, at, stop);
 		}
 	}
 	if (!err && !a->skipped)

@@ -55,6 +55,11 @@ void wpt_scan_start_any(struct wpt_scan *s, uint64_t start, uint64_t end, const 
 	s->nr = s->next = 0;
 }
 
+int wpt_scan_check(const struct wpt_scan *s, uint64_t start)
+{
+	return s->how.uffd < 0 || wpt_kern_is_registered(s->how.uffd, start) ? 0 : -EPERM;
+}
+
 void wpt_scan_start(struct wpt_scan *s, uint64_t start, uint64_t end, const struct wpt_scan_match *match, bool protect)
 {
 	wpt_scan_start_any(s, start, end, match);

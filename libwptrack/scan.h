@@ -73,6 +73,11 @@ void wpt_scan_init(struct wpt_scan *s, const struct wpt_scan_how *how, struct wp
  * error with `protect`, pages may have been protected and not reported.
  */
 void wpt_scan_start(struct wpt_scan *s, uint64_t start, uint64_t end, const struct wpt_scan_match *match, bool protect);
+/*
+ * Synchronous scans check nothing: memory that is not registered any more may look as if it were protected, see drop_marks() in look.c. So
+ * whoever counts on what is clean asks first: -EPERM as above, by the first page of [start, end).
+ */
+int wpt_scan_check(const struct wpt_scan *s, uint64_t start);
 /* As start, without the check: of any mapping. */
 void wpt_scan_start_any(struct wpt_scan *s, uint64_t start, uint64_t end, const struct wpt_scan_match *match);
 

@@ -491,7 +491,8 @@ static int scan_written(struct scan_call *c, const struct wpt_area *a, uint64_t 
 	int got = 0, err = 0;
 
 	c->scan.unit = is_huge(a) ? a->page_size : 0;
-	if (cowed)
+	err = wpt_scan_check(&c->scan, start);
+	if (cowed && !err)
 		err = wpt_tracker_uncowed(c->t, &c->nowhere, start, end, c->rearm);
 	wpt_scan_start(&c->scan, start, end, match_of(c, a), c->rearm);
 	while (!err && (got = wpt_scan_next(&c->scan, &run)) > 0) {

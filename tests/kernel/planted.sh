@@ -96,6 +96,12 @@ plant 'a private page that fell back to the file is taken for clean' collect.c \
 plant 'a zap that took a write is taken for clean' collect.c \
 	's/(int wpt_look_collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"
+plant 'marks of protection that a merge left are taken for protection' look.c \
+	's/err = drop_marks\(l, start, end\);/;/' \
+	snapshot_test 'memory_that*' 'moves_next_to_other_memory'
+plant 'sync: a registration that a merge took is not missed' collect.c \
+	's/err = wpt_scan_check\(l->scan, start\);/err = 0;/' \
+	snapshot_test 'memory_that*' 'moves_next_to_other_memory'
 plant 'other processes that write are not looked for' bypass.c \
 	's/file->writer_seen \|= use->other_writer;/;/' \
 	bypass_test '' 'FAILED'

@@ -454,6 +454,66 @@ static void memory_that_moves_by_mremap(void **state)
 	munmap(away, BYTES);
 }
 
+/*
+ * Tracked memory that is moved next to tracked memory is merged with it, and the kernel drops the registration of both, but leaves the marks of
+ * protection in what was there: a write afterwards ends none.
+ */
+static void moves_next_to(enum kind kind, const char *backend)
+{
+	int fd = new_fd(kind), flags = (kind == MEMFD || kind == FILE_SHARED ? MAP_SHARED : MAP_PRIVATE) | (fd < 0 ? MAP_ANONYMOUS : 0);
+	char *area = mmap(NULL, 6 * BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *a = area + BYTES, *b = area + 4 * BYTES;
+	struct wpt_range half = { .size = sizeof(half), .start = (uint64_t)a + BYTES, .end = (uint64_t)a + 2 * BYTES };
+	struct fix f;
+	int i;
+
+	assert_true(area != MAP_FAILED);
+	if (fd >= 0)
+		assert_int_equal(ftruncate(fd, 2 * (off_t)BYTES), 0);
+	assert_ptr_equal(mmap(a, BYTES, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0), a);
+	assert_ptr_equal(mmap(b, BYTES, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, (off_t)BYTES), b);
+	fix_fill(a, BYTES, 1);
+	way_backend = backend;
+	fix_tracker(&f, 0, strcmp(backend, "async") == 0 ? WPT_BACKEND_ASYNC : WPT_BACKEND_SYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	way_backend = NULL;
+	fix_add(&f, a, BYTES);
+	assert_true(wpt_range_add(f.t, &half) > 0);
+	half.start = (uint64_t)b;
+	half.end = (uint64_t)b + BYTES;
+	assert_true(wpt_range_add(f.t, &half) > 0);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	assert_ptr_equal(mremap(b, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, a + BYTES), a + BYTES);
+	/* The place it left is kept, or the library's own memory might come to lie there. */
+	assert_ptr_equal(mmap(b, BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), b);
+	for (i = 0; i < 5; i++) {
+		a[7 * TP] = (char)(0x40 + i);
+		a[(9 + (size_t)i) * TP] = (char)(0x50 + i);
+		fix_take_and_check(&f);
+	}
+	/* And it is tracked. */
+	assert_int_equal(f.stats.pages_compared, 0);
+	fix_close(&f);
+	munmap(area, 6 * BYTES);
+	if (fd >= 0)
+		close(fd);
+}
+
+static void memory_that_moves_next_to_other_memory(void **state)
+{
+	static const enum kind kinds[] = { ANON, MEMFD, FILE_SHARED, FILE_PRIVATE };
+	static const char *const backends[] = { "sync", "entries" };
+	size_t i, k;
+
+	(void)state;
+	for (k = 0; k < sizeof(kinds) / sizeof(*kinds); k++) {
+		if (way_features() & WPT_F_ASYNC)
+			moves_next_to(kinds[k], "async");
+		/* Ordinary files are always compared there. */
+		for (i = 0; i < 2 && kinds[k] <= MEMFD && way_features() & WPT_F_SYNC; i++)
+			moves_next_to(kinds[k], backends[i]);
+	}
+}
+
 /* ---- failures lose nothing ---- */
 
 static unsigned files_in(const char *path)
@@ -1207,6 +1267,7 @@ int main(void)
 		cmocka_unit_test(nothing_is_left_of_a_continued_chain),
 		cmocka_unit_test(ranges_come_and_go_while_others_scan),
 		cmocka_unit_test(memory_that_moves_by_mremap),
+		cmocka_unit_test(memory_that_moves_next_to_other_memory),
 		cmocka_unit_test(file_too_large_at_every_write),
 		cmocka_unit_test(disk_full_at_every_write),
 		cmocka_unit_test(descriptor_that_takes_nothing),
