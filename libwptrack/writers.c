@@ -46,6 +46,12 @@ static bool is_denied(int rc)
 	return rc == -EACCES || rc == -EPERM;
 }
 
+/* Neither is there nothing to be seen, nor was it seen: no descriptor is free, or no memory. */
+static bool is_failure(int rc)
+{
+	return rc < 0 && !is_denied(rc) && rc != -ENOENT && rc != -ESRCH;
+}
+
 /* ---- descriptors ---- */
 
 struct fds {
@@ -228,6 +234,10 @@ static int look_thread(void *arg, uint64_t number)
 		th->denied = rc;
 		return 1;
 	}
+	if (is_failure(rc)) {
+		th->denied = rc;
+		return 1;
+	}
 	if (rc < 0)
 		return 0;
 	th->first = (pid_t)number;
@@ -239,19 +249,26 @@ static int look_process(void *arg, uint64_t number)
 	struct look *l = arg;
 	struct threads th = { l, 0, 0 };
 	struct wpt_proc_stat st;
+	int rc;
 
 	l->pid = (pid_t)number;
 	l->own = l->pid == l->t->pid;
 	if (!l->own && wpt_sys(SYS_kcmp, l->t->vm_tid, (long)number, WPT_KCMP_VM, 0, 0) == 0)
 		return 0;
 	l->proc = l->own ? l->t->proc : wpt_proc_open(l->pid);
-	if (l->proc < 0)
+	if (l->proc < 0) {
+		if (is_failure(l->proc))
+			cannot_look(l);
 		return 0;
-	if (!wpt_proc_stat(l->proc, "stat", &st) && !(st.flags & PF_KTHREAD)) {
-		l->task = (int)wpt_sys(SYS_openat, l->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	}
+	rc = wpt_proc_stat(l->proc, "stat", &st);
+	if (is_failure(rc))
+		cannot_look(l);
+	if (!rc && !(st.flags & PF_KTHREAD)) {
+		rc = l->task = (int)wpt_sys(SYS_openat, l->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		if (l->task >= 0)
-			wpt_proc_numbers(l->task, look_thread, &th);
-		if (th.denied || is_denied(l->task))
+			rc = wpt_proc_numbers(l->task, look_thread, &th);
+		if (th.denied || is_denied(rc) || is_failure(rc))
 			cannot_look(l);
 		wpt_fd_close(&l->task);
 	}

@@ -8,6 +8,7 @@
 #include <linux/io_uring.h>
 #include <sched.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
@@ -364,6 +365,51 @@ static void test_writers(void **state)
 	files_close(&x);
 }
 
+/* Where descriptors are short a process that was not looked at is not one that does not write. */
+static void test_writers_without_descriptors(void **state)
+{
+	struct rlimit before, few;
+	int fds[256], nr, left, rw, ro, rc;
+	struct wpt_file_use use = { .dev = 0 };
+	struct wpt_map *m;
+	struct files x;
+	char path[64];
+	pid_t pid;
+
+	(void)state;
+	files_open(&x);
+	m = map_of(&x, x.f.sh->addr[0]);
+	close(x.file);
+	snprintf(path, sizeof(path), "/proc/%d/fd/%d", x.f.pid, (int)x.f.sh->addr[2]);
+	rw = open(path, O_RDWR | O_CLOEXEC);
+	ro = open(path, O_RDONLY | O_CLOEXEC);
+	pid = hold(ro, rw, MAP_RW);
+	close(rw);
+	close(ro);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+	few = before;
+	few.rlim_cur = 256;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	for (left = 0; left < 8; left++) {
+		for (nr = 0; (fds[nr] = dup(0)) >= 0; nr++)
+			;
+		for (rc = 0; rc < left; rc++)
+			close(fds[--nr]);
+		use = (struct wpt_file_use){ .dev = makedev(m->dev_major, m->dev_minor), .inode = m->inode };
+		rc = wpt_target_writers(x.t, &use, 1);
+		while (nr)
+			close(fds[--nr]);
+		if (!rc && !use.other_writer && !use.uninspectable)
+			fail_msg("with %d descriptors nobody writes", left);
+	}
+	assert_true(use.other_writer);
+	setrlimit(RLIMIT_NOFILE, &before);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	x.file = open("/dev/null", O_RDONLY);
+	files_close(&x);
+}
+
 /* As another user not everybody can be looked at, and that is said. */
 static void test_writers_unprivileged(void **state)
 {
@@ -548,6 +594,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_open_file),
 		cmocka_unit_test(test_open_file_unprivileged),
 		cmocka_unit_test(test_writers),
+		cmocka_unit_test(test_writers_without_descriptors),
 		cmocka_unit_test(test_writers_unprivileged),
 		cmocka_unit_test(test_writers_sharer),
 		cmocka_unit_test(test_fixed_buffers),
