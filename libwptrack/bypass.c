@@ -115,10 +115,12 @@ static void file_changed(void *arg, int watch)
 
 /*
  * A memfd tells nobody of pwrite(2) and of punched holes, but its time of change does, and private writes leave that alone (write faults of shared
- * mappings don't, so it says nothing of those). A time as fresh as the look may hide another change in the same tick of the clock.
+ * mappings don't, so it says nothing of those). A time as fresh as the look may hide another change in the same tick of the clock. And it is asked
+ * before the areas are looked at: what changes afterwards changes it once more, and the next look sees that.
  */
-static void note_times(struct wpt_tracker *t)
+void wpt_look_times(struct wpt_look *l)
 {
+	struct wpt_tracker *t = l->t;
 	struct timespec now;
 	struct wpt_file *file;
 	struct stat st;
@@ -129,7 +131,7 @@ static void note_times(struct wpt_tracker *t)
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
 		if (file->fd < 0 || !file->tmpfs || fstat(file->fd, &st) != 0)
 			continue;
-		file->times_changed = file->fresh || st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;
+		file->times_changed = file->times_changed || file->fresh || st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;
 		file->ctime = st.st_ctim;
 		file->fresh = (now.tv_sec - st.st_ctim.tv_sec) * 1000000000ll + (now.tv_nsec - st.st_ctim.tv_nsec) < FRESH_NS;
 	}
@@ -332,7 +334,7 @@ static void files_looked_at(struct wpt_tracker *t)
 
 	for (i = 0; i < t->files.count; i++) {
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
-		file->changed = false;
+		file->changed = file->times_changed = false;
 		file->writer_before = file->writer_seen;
 		file->writer_seen = false;
 		file->untracked_before = file->untracked_now;
@@ -349,7 +351,6 @@ int wpt_look_bypasses(struct wpt_look *l)
 
 	count_areas(l);
 	note_untracked(l);
-	note_times(t);
 	err = wpt_target_poll(t->target, file_changed, t);
 	if (!err && !(t->flags & WPT_TRACK_ASSUME_SOLE_WRITER))
 		err = inspect_files(l);

@@ -668,6 +668,7 @@ static int look_once(struct wpt_look *l)
 		err = plan_build(l);
 	if (!err)
 		err = wpt_look_pinned(l);
+	wpt_look_times(l);
 	for (i = 0; i < l->plan->areas.count && !err; i++)
 		if (!wpt_area_at(l->plan, i)->skipped) {
 			err = area_look(l, wpt_area_at(l->plan, i), &old_at);
@@ -705,6 +706,7 @@ int wpt_tracker_list(struct wpt_tracker *t)
 	err = wpt_target_maps(t->target, &t->maps);
 	if (!err)
 		err = plan_build(&l);
+	wpt_look_times(&l);
 	if (!err)
 		err = wpt_look_bypasses(&l);
 	if (err)

@@ -36,6 +36,9 @@ int wpt_look_collect(struct wpt_look *l, struct wpt_area *a, uint64_t start, uin
 /* Before the areas are looked at: memory that the kernel writes to without a fault. */
 int wpt_look_pinned(struct wpt_look *l);
 
+/* Before that too: whether files of a kind of which nothing else tells changed. */
+void wpt_look_times(struct wpt_look *l);
+
 /* After the areas were looked at: everything else that write protection does not see. */
 int wpt_look_bypasses(struct wpt_look *l);
 

@@ -60,7 +60,7 @@ struct wpt_file {
 	bool writer_seen, writer_before; /* another process may write to it: seen since the last look, or by that */
 	bool untracked_now, untracked_before; /* the target has a shared writable mapping of it that is not tracked */
 	bool changed;          /* by a system call since the last look */
-	bool times_changed;    /* tmpfs: so says its time of change, or that is too fresh to say */
+	bool times_changed;    /* tmpfs: so says its time of change, or that is too fresh to say; since the last look that was whole */
 	bool fresh;
 	struct timespec ctime; /* at the last look */
 	struct wpt_file_use use;

@@ -430,6 +430,68 @@ static void large_page_that_is_punched_while_it_is_read(void **state)
 	close(c.fd);
 }
 
+/* After the first part of a look that takes long, and long before its end: or else, and then there is nothing to see. */
+static void *change_in_the_midst(void *arg)
+{
+	struct timespec nap = { .tv_nsec = 8000000 };
+	struct churn *c = arg;
+
+	nanosleep(&nap, NULL);
+	assert_int_equal(pwrite(c->fd, "changed", 7, 3 * (off_t)TP), 7);
+	assert_int_equal(madvise(c->m + 3 * TP, TP, MADV_DONTNEED), 0);
+	return NULL;
+}
+
+/* The time of change tells of a page that is mapped no more, if the look that sees the one sees the other too. */
+static void memfd_that_changes_in_the_midst_of_a_look(void **state)
+{
+	const size_t bytes = 64 * TP, large = (size_t)8 << 30;
+	struct churn c = { .fd = new_memfd(), .bytes = bytes };
+	struct wpt_range range = { .size = sizeof(range) };
+	struct timespec now;
+	char *room, *slow;
+	pthread_t thread;
+	struct stat st;
+	struct fix f;
+	int fd = new_memfd();
+
+	(void)state;
+	/* With WP_WRITTEN the kernel tells of holes, and nothing is asked for of the file: nothing tells of a write by a descriptor. */
+	if (!fix_supported() || way_is_exact())
+		skip();
+	room = mmap(NULL, bytes + large, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	assert_true(room != MAP_FAILED);
+	c.m = room;
+	slow = room + bytes;
+	assert_int_equal(ftruncate(c.fd, (off_t)bytes), 0);
+	assert_int_equal(ftruncate(fd, (off_t)large), 0);
+	assert_ptr_equal(mmap(c.m, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, c.fd, 0), c.m);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, c.m, bytes);
+	fix_writer(&f);
+	fix_fill(c.m, bytes, 1);
+	fix_take_and_check(&f);
+	/* So long ago that the next link's look does not take the time for too fresh. */
+	do {
+		assert_int_equal(fstat(c.fd, &st), 0);
+		clock_gettime(CLOCK_REALTIME, &now);
+	} while ((now.tv_sec - st.st_ctim.tv_sec) * 1000 + (now.tv_nsec - st.st_ctim.tv_nsec) / 1000000 < 100);
+	fix_take_and_check(&f);
+	/* Page tables of all of it are made by the next look. */
+	assert_ptr_equal(mmap(slow, large, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd, 0), slow);
+	range.start = (uint64_t)slow;
+	range.end = range.start + large;
+	assert_true(wpt_range_add(f.t, &range) > 0);
+	assert_int_equal(pthread_create(&thread, NULL, change_in_the_midst, &c), 0);
+	assert_int_equal(wpt_tracker_look(f.t, 0), 0);
+	pthread_join(thread, NULL);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(room, bytes + large);
+	close(c.fd);
+	close(fd);
+}
+
 static void *churn_give_back(void *arg)
 {
 	struct churn *c = arg;
@@ -709,6 +771,7 @@ int main(void)
 		cmocka_unit_test(come_and_gone_between_links),
 		cmocka_unit_test(private_mapping_of_a_file_that_changes),
 		cmocka_unit_test(large_page_that_is_punched_while_it_is_read),
+		cmocka_unit_test(memfd_that_changes_in_the_midst_of_a_look),
 		cmocka_unit_test(private_pages_that_are_given_back_while_they_are_copied),
 		cmocka_unit_test(child_that_inherited_shared_memory),
 		cmocka_unit_test(second_mapping_of_the_same_process),
