@@ -523,8 +523,8 @@ static void test_exec(void **state)
 }
 
 /*
- * Stopped again and again while one of its threads executes another program, which waits for all others to be dead and reaped. On a busy machine
- * a stop may still run into its deadline, which is an answer; no other failure is, and the target goes on.
+ * Stopped again and again while one of its threads executes another program, which waits for all others to be dead and reaped, and may forget that
+ * it was to stop. No stop waits for its deadline, and the target goes on.
  */
 static void test_exec_while_stopping(void **state)
 {
@@ -535,14 +535,13 @@ static void test_exec_while_stopping(void **state)
 	int i, rc;
 
 	(void)state;
-	for (i = 0; i < rounds(60); i++) {
+	for (i = 0; i < rounds(200); i++) {
 		fixture_start(&f, i & 1 ? "exec-first" : "exec-other", 0);
 		t = attach_only(f.pid);
 		fixture_wake(&f);
 		sleep_us((unsigned)rand_r(&seed) % 300);
-		while ((rc = wpt_target_stop(t, &at)) == 0 || rc == -WPT_E_STOP_TIMEOUT)
-			if (!rc)
-				wpt_target_resume(t);
+		while ((rc = wpt_target_stop(t, &at)) == 0)
+			wpt_target_resume(t);
 		assert_int_equal(rc, -WPT_E_GONE);
 		wpt_target_close(t);
 		while (f.sh->ready != 2)
