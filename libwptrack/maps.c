@@ -4,6 +4,7 @@
 
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/uio.h>
 
 #include "proc.h"
 #include "sys.h"
@@ -242,6 +243,43 @@ static int parse(struct wpt_target *t, struct wpt_maps *m)
 	return 0;
 }
 
+/* A thread that shows the attached program's random bytes, after its list was opened, has the attached memory. */
+static int take_maps(void *arg, uint64_t tid)
+{
+	uint8_t token[WPT_TOKEN_BYTES];
+	struct wpt_target *t = arg;
+	struct iovec local = { token, sizeof(token) }, remote = { (void *)(uintptr_t)t->token_addr, sizeof(token) };
+	char path[64];
+	int fd = (int)wpt_sys(SYS_openat, t->self ? AT_FDCWD : t->task, wpt_proc_path(path, t->self ? "/proc/self/task/" : "", tid, "/maps"),
+			      O_RDONLY | O_CLOEXEC);
+
+	if (fd < 0)
+		return 0;
+	if (!t->self && (wpt_sys(SYS_process_vm_readv, (pid_t)tid, &local, 1, &remote, 1, 0) != sizeof(token) ||
+			 memcmp(token, t->token, sizeof(token)))) {
+		wpt_fd_close(&fd);
+		return 0;
+	}
+	wpt_fd_close(&t->maps);
+	t->maps = fd;
+	return 1;
+}
+
+/* The list, unlike the memory, is at its end when the thread ends that it was opened of, although others may go on. */
+static int read_maps(struct wpt_target *t, struct wpt_vec *text)
+{
+	int rc = append_file(text, t->maps);
+
+	if (rc != -ESRCH)
+		return rc;
+	if (t->self)
+		rc = take_maps(t, (uint64_t)gettid());
+	else
+		rc = t->token_valid ? wpt_proc_numbers(t->task, take_maps, t) : 0;
+	wpt_vec_clear(text);
+	return rc == 1 ? append_file(text, t->maps) : -ESRCH;
+}
+
 int wpt_target_maps(struct wpt_target *t, struct wpt_maps *m)
 {
 	char *nul;
@@ -255,7 +293,7 @@ int wpt_target_maps(struct wpt_target *t, struct wpt_maps *m)
 	wpt_vec_clear(&m->maps);
 	wpt_vec_clear(&m->text);
 	m->raw = 0;
-	rc = append_file(&m->text, t->maps);
+	rc = read_maps(t, &m->text);
 	if (rc)
 		return rc == -ESRCH ? -WPT_E_GONE : rc;
 	m->raw_len = m->text.count;

@@ -292,6 +292,27 @@ static void mode_leaderless(void)
 	pthread_exit(NULL);
 }
 
+static void *first_heir(void *arg)
+{
+	sh->count[1] = (unsigned long)syscall(SYS_gettid);
+	pthread_join(*(pthread_t *)arg, NULL);
+	atomic_store(&sh->ready, 1);
+	wait_byte();
+	return NULL;
+}
+
+/* The first thread ends, and when told so the second; one is left. */
+static void mode_heirs(void)
+{
+	static pthread_t first;
+	pthread_t th;
+
+	first = pthread_self();
+	pthread_create(&th, NULL, first_heir, &first);
+	pthread_create(&th, NULL, compute, (void *)0);
+	pthread_exit(NULL);
+}
+
 static void *short_lived(void *arg)
 {
 	int i;
@@ -593,6 +614,8 @@ static int target_main(const char *mode)
 		mode_compute();
 	else if (!strcmp(mode, "leaderless"))
 		mode_leaderless();
+	else if (!strcmp(mode, "heirs"))
+		mode_heirs();
 	else if (!strcmp(mode, "breed"))
 		mode_breed();
 	else if (!strcmp(mode, "storm"))

@@ -126,6 +126,38 @@ static void test_leaderless(void **state)
 	fixture_finish(&f, 0);
 }
 
+/* Attached by a thread that ends, where the first one has ended before. */
+static void test_threads_end(void **state)
+{
+	struct wpt_maps maps = { .raw = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	char buf[64];
+	int rc;
+
+	(void)state;
+	fixture_start(&f, "heirs", 0);
+	WAIT_FOR(task_state(f.pid, f.pid) == 'Z');
+	rc = wpt_target_attach(&t, f.pid, 2000, WPT_UFFD_NONE, NULL);
+	assert_int_equal(rc, 0);
+	fixture_wake(&f);
+	WAIT_FOR(!task_state(f.pid, (pid_t)f.sh->count[1]));
+	assert_int_equal(wpt_target_alive(t), 0);
+	assert_int_equal(wpt_target_maps(t, &maps), 0);
+	assert_true(maps.maps.count > 5);
+	assert_int_equal(wpt_target_read(t, wpt_map_at(&maps, 0)->start, buf, 4), 4);
+	assert_memory_equal(buf, "\177ELF", 4);
+	must_stop(t);
+	assert_int_equal(wpt_target_maps(t, &maps), 0);
+	wpt_target_resume(t);
+	kill(f.pid, SIGKILL);
+	WAIT_FOR(wpt_target_alive(t) == -WPT_E_GONE);
+	assert_int_equal(wpt_target_maps(t, &maps), -WPT_E_GONE);
+	wpt_target_close(t);
+	wpt_maps_free(&maps);
+	fixture_finish(&f, SIGKILL);
+}
+
 static void test_breed(void **state)
 {
 	unsigned long before[MAX_COUNT];
@@ -712,6 +744,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_unprivileged),
 		cmocka_unit_test(test_compute),
 		cmocka_unit_test(test_leaderless),
+		cmocka_unit_test(test_threads_end),
 		cmocka_unit_test(test_breed),
 		cmocka_unit_test(test_storm),
 		cmocka_unit_test(test_stopped),

@@ -514,6 +514,34 @@ static void memory_that_moves_next_to_other_memory(void **state)
 	}
 }
 
+static void *open_tracker(void *arg)
+{
+	fix_tracker(arg, 0, WPT_BACKEND_ASYNC, 0);
+	return NULL;
+}
+
+/* What the kernel lists of a process it lists of one of its threads. */
+static void the_thread_that_opened_the_tracker_ends(void **state)
+{
+	char *m = fix_anon(BYTES);
+	pthread_t opener;
+	struct fix f;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	fix_fill(m, BYTES, 1);
+	assert_int_equal(pthread_create(&opener, NULL, open_tracker, &f), 0);
+	pthread_join(opener, NULL);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	m[5 * TP]++;
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
 /* ---- failures lose nothing ---- */
 
 static unsigned files_in(const char *path)
@@ -1268,6 +1296,7 @@ int main(void)
 		cmocka_unit_test(ranges_come_and_go_while_others_scan),
 		cmocka_unit_test(memory_that_moves_by_mremap),
 		cmocka_unit_test(memory_that_moves_next_to_other_memory),
+		cmocka_unit_test(the_thread_that_opened_the_tracker_ends),
 		cmocka_unit_test(file_too_large_at_every_write),
 		cmocka_unit_test(disk_full_at_every_write),
 		cmocka_unit_test(descriptor_that_takes_nothing),
