@@ -322,7 +322,7 @@ int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t 
 
 struct pinned {
 	struct wpt_vec *pieces;
-	int fd_dir, info_dir;
+	int task, fd_dir, info_dir;
 	char *buf;
 	uint64_t bytes; /* that the kernel may count as pinned for what was found */
 	bool loud;
@@ -429,11 +429,12 @@ static int look_pinned(void *arg, uint64_t fd)
 }
 
 /* What the kernel counts as pinned beyond the buffers found belongs to somebody that was not found: RDMA, a ring without descriptor. */
-static void compare_count(struct wpt_target *t, struct pinned *pin)
+static void compare_count(struct pinned *pin, uint64_t tid)
 {
+	char path[64];
 	const char *p;
 
-	if (wpt_proc_read(t->proc, "status", pin->buf, BUF_BYTES) < 0)
+	if (wpt_proc_read(pin->task, wpt_proc_path(path, "", tid, "/status"), pin->buf, BUF_BYTES) < 0)
 		return;
 	p = strstr(pin->buf, "\nVmPin:");
 	if (!p)
@@ -445,6 +446,28 @@ static void compare_count(struct wpt_target *t, struct pinned *pin)
 		pin->loud = true;
 }
 
+/* Descriptors of one thread that has any: a leader that exited before the others shows none. */
+static int look_pinned_thread(void *arg, uint64_t tid)
+{
+	struct pinned *pin = arg;
+	char path[64];
+	int rc;
+
+	pin->fd_dir = (int)wpt_sys(SYS_openat, pin->task, wpt_proc_path(path, "", tid, "/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	pin->info_dir = (int)wpt_sys(SYS_openat, pin->task, wpt_proc_path(path, "", tid, "/fdinfo"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (pin->fd_dir < 0 || pin->info_dir < 0)
+		rc = WPT_MIN(pin->fd_dir, pin->info_dir);
+	else
+		rc = wpt_proc_numbers(pin->fd_dir, look_pinned, pin);
+	if (!rc)
+		compare_count(pin, tid);
+	wpt_fd_close(&pin->fd_dir);
+	wpt_fd_close(&pin->info_dir);
+	if (is_failure(rc))
+		return rc;
+	return wpt_proc_is_exiting(pin->task, tid) ? 0 : rc < 0 ? rc : 1;
+}
+
 int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
 {
 	struct pinned pin = { .pieces = pieces };
@@ -454,21 +477,15 @@ int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
 	if (rc)
 		return rc;
 	pin.buf = wpt_vm_alloc(BUF_BYTES * 16);
-	pin.fd_dir = (int)wpt_sys(SYS_openat, t->proc, "fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	pin.info_dir = (int)wpt_sys(SYS_openat, t->proc, "fdinfo", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	rc = pin.task = (int)wpt_sys(SYS_openat, t->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (!pin.buf)
 		rc = -ENOMEM;
-	else if (pin.fd_dir < 0 || pin.info_dir < 0)
-		rc = WPT_MIN(pin.fd_dir, pin.info_dir);
-	else
-		rc = wpt_proc_numbers(pin.fd_dir, look_pinned, &pin);
-	if (!rc)
-		compare_count(t, &pin);
-	wpt_fd_close(&pin.fd_dir);
-	wpt_fd_close(&pin.info_dir);
+	else if (rc >= 0)
+		rc = wpt_proc_numbers(pin.task, look_pinned_thread, &pin);
+	wpt_fd_close(&pin.task);
 	wpt_vm_free(pin.buf, BUF_BYTES * 16);
 	*loud = pin.loud;
-	return rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
+	return rc == 0 || rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : WPT_MIN(rc, 0);
 }
 
 /* ---- system calls on files ---- */

@@ -67,6 +67,24 @@ static void mode_uring(void)
 	wait_byte();
 }
 
+static void *uring_thread(void *first)
+{
+	pthread_join(*(pthread_t *)first, NULL);
+	mode_uring();
+	return NULL;
+}
+
+/* The same of a process whose first thread has ended. */
+static void mode_uring_heir(void)
+{
+	static pthread_t first;
+	pthread_t th;
+
+	first = pthread_self();
+	pthread_create(&th, NULL, uring_thread, &first);
+	pthread_exit(NULL);
+}
+
 /* A device that writes to memory by itself, as far as a name can tell. */
 static void mode_device(void)
 {
@@ -89,6 +107,8 @@ static int target_main(const char *mode)
 		mode_sharers();
 	else if (!strcmp(mode, "uring"))
 		mode_uring();
+	else if (!strcmp(mode, "uring-heir"))
+		mode_uring_heir();
 	else if (!strcmp(mode, "device"))
 		mode_device();
 	return 0;
@@ -459,7 +479,7 @@ static void send_byte(struct fixture *f, char c)
 	assert_int_equal(write(f->pipe[1], &c, 1), 1);
 }
 
-static void test_fixed_buffers(void **state)
+static void fixed_buffers(const char *mode)
 {
 	struct wpt_vec v = WPT_VEC(struct wpt_piece);
 	struct wpt_target *t;
@@ -468,9 +488,8 @@ static void test_fixed_buffers(void **state)
 	int fault, i;
 	uint64_t p;
 
-	(void)state;
-	fixture_start(&f, "uring", 0);
-	t = must_attach(f.pid);
+	fixture_start(&f, mode, 0);
+	assert_int_equal(wpt_target_attach(&t, f.pid, 2000, WPT_UFFD_NONE, NULL), 0);
 	fault = f.sh->word;
 	p = f.sh->addr[0];
 	assert_int_equal(wpt_target_pinned(t, &v, &loud), 0);
@@ -505,6 +524,18 @@ static void test_fixed_buffers(void **state)
 		print_message("skipping: no io_uring here: %s\n", strerror(fault));
 		skip();
 	}
+}
+
+static void test_fixed_buffers(void **state)
+{
+	(void)state;
+	fixed_buffers("uring");
+}
+
+static void test_fixed_buffers_of_an_heir(void **state)
+{
+	(void)state;
+	fixed_buffers("uring-heir");
 }
 
 static void test_device(void **state)
@@ -598,6 +629,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_writers_unprivileged),
 		cmocka_unit_test(test_writers_sharer),
 		cmocka_unit_test(test_fixed_buffers),
+		cmocka_unit_test(test_fixed_buffers_of_an_heir),
 		cmocka_unit_test(test_device),
 		cmocka_unit_test(test_watch),
 	};
