@@ -131,7 +131,8 @@ void wpt_look_times(struct wpt_look *l)
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
 		if (file->fd < 0 || !file->tmpfs || fstat(file->fd, &st) != 0)
 			continue;
-		file->times_changed = file->times_changed || file->fresh || st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;
+		file->times_changed = file->times_changed || file->fresh ||
+				      st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;
 		file->ctime = st.st_ctim;
 		file->fresh = (now.tv_sec - st.st_ctim.tv_sec) * 1000000000ll + (now.tv_nsec - st.st_ctim.tv_nsec) < FRESH_NS;
 	}
@@ -430,8 +431,11 @@ int wpt_look_pinned(struct wpt_look *l)
 				a = wpt_area_at(l->plan, k);
 				start = WPT_MAX(a->start, WPT_ALIGN_DOWN(p->addr, WPT_PAGE));
 				end = WPT_MIN(a->end, WPT_ALIGN_UP(p->addr + p->len, WPT_PAGE));
-				if (!a->skipped && start < end)
-					err = wpt_ledger_dirty(t->ledger, start, end);
+				if (a->skipped || start >= end)
+					continue;
+				/* It is copied, whatever an earlier look of the same link said of it. */
+				wpt_ledger_present(t->ledger, start, end);
+				err = wpt_ledger_dirty(t->ledger, start, end);
 			}
 		}
 	}

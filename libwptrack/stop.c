@@ -309,8 +309,8 @@ static int wait_thread(struct wpt_stop *s, const struct process *p, struct threa
 			return 0;
 		}
 		/*
-		 * Once more: a thread in the middle of execve() may forget an interrupt (tried), and one that took the leader's id there while its seizing
-		 * waited was interrupted by an id that was nobody's any more. One too many is forgotten when the thread is let go.
+		 * Once more: a thread in the middle of execve() may forget an interrupt (tried), and one that took the leader's id there while its
+		 * seizing waited was interrupted by an id that was nobody's any more. One too many is forgotten when the thread is let go.
 		 */
 		wpt_sys(SYS_ptrace, PTRACE_INTERRUPT, th->tid, 0, 0);
 		look_around(s, s->threads.count);

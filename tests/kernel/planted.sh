@@ -94,7 +94,7 @@ plant 'a private page that fell back to the file is taken for clean' collect.c \
 	's/err = wpt_tracker_uncowed\(l->t, l->scan, start, end, true\);/err = 0;/' \
 	torture_test file-private "$wrong"
 plant 'a zap that took a write is taken for clean' collect.c \
-	's/(int wpt_look_collect\(.*?match = &wpt_match_)written/$1dirty/s' \
+	's/(static int collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"
 plant 'marks of protection that a merge left are taken for protection' look.c \
 	's/err = drop_marks\(l, start, end\);/;/' \
@@ -109,7 +109,7 @@ plant 'a failed link loses the dirty set' snapshot.c \
 	's/\t\t\twpt_ledger_rollback\(w->t->ledger\);/\t\t\twpt_ledger_commit(w->t->ledger);/' \
 	snapshot_test '' 'FAILED'
 plant "a memfd's time of change is not asked" bypass.c \
-	's/file->times_changed = .*?;/file->times_changed = false;/' \
+	's/file->times_changed = .*?;/file->times_changed = false;/s' \
 	bypass_test '' 'private_mapping_of_a_file_that_changes'
 plant 'a process that mapped the file and went is not noticed' writers.c \
 	's/IN_MODIFY \| IN_CLOSE_WRITE/IN_MODIFY/' \
