@@ -13,6 +13,7 @@
 #include "cow.h"
 #include "huge.h"
 #include "layer.h"
+#include "locate.h"
 #include "notes.h"
 #include "own.h"
 #include "store.h"
@@ -137,6 +138,16 @@ static int open_folder(struct wpt_writer *w)
 	return err;
 }
 
+/* Whether there is no whole link in the file, but the beginning of one. A chain may be called truncated for a file beside it, too. */
+static bool is_torn_base(const char *path)
+{
+	struct wpt_locator l = { 0 };
+	bool torn = wpt_locate(&l, path) == -WPT_E_TRUNCATED && !l.nr;
+
+	wpt_locate_close(&l);
+	return torn;
+}
+
 static int open_append(struct wpt_writer *w)
 {
 	struct stat st;
@@ -154,7 +165,7 @@ static int open_append(struct wpt_writer *w)
 		return 0;
 	err = adopt(w, w->path);
 	/* A file that holds nothing but the torn beginning of a base begins anew. */
-	if (err == -WPT_E_TRUNCATED) {
+	if (err == -WPT_E_TRUNCATED && is_torn_base(w->path)) {
 		w->append_at = 0;
 		return 0;
 	}

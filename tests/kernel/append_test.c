@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Chains that grow in one file (WPT_DEST_APPEND): continued after their writer was closed, after a tail that was torn anywhere, and left alone
+ * when what they hold can't be continued.
+ */
+#include "torture_util.h"
+
+#define PAGES 64u
+#define BYTES (PAGES * TP)
+
+static int append_open(struct fix *f)
+{
+	struct wpt_writer_options o = { .size = sizeof(o), .dest = WPT_DEST_APPEND, .nr_threads = 2 };
+
+	return wpt_writer_open(&f->w, f->t, f->chain, &o);
+}
+
+static void append_close(struct fix *f)
+{
+	wpt_writer_close(f->w);
+	f->w = NULL;
+}
+
+static size_t slurp(const char *path, char **out)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	struct stat st;
+
+	assert_true(fd >= 0);
+	assert_int_equal(fstat(fd, &st), 0);
+	*out = malloc((size_t)st.st_size + 1);
+	assert_non_null(*out);
+	assert_int_equal(read(fd, *out, (size_t)st.st_size), st.st_size);
+	close(fd);
+	return (size_t)st.st_size;
+}
+
+static void spill(const char *path, const char *data, size_t len)
+{
+	int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, data, len), len);
+	close(fd);
+}
+
+static void a_file_is_continued(void **state)
+{
+	struct fix f;
+	char *m;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = fix_anon(BYTES);
+	fix_fill(m, BYTES / 2, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(append_open(&f), 0);
+		fix_take_and_check(&f);
+		assert_int_equal(f.stats.sequence, 2 * i);
+		fix_fill(m + i * TP, TP, 10 + i);
+		memset(m + (PAGES / 2 - 1 - i) * TP, 0, TP);
+		fix_take_and_check(&f);
+		/* While no writer looks. */
+		append_close(&f);
+		fix_fill(m + (PAGES / 2 + i) * TP, TP, 20 + i);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+/* The last link is cut at many places: what was there before is continued. */
+static void a_torn_tail_is_cut_off(void **state)
+{
+	char *m, *bytes;
+	size_t first, len, at;
+	struct fix f;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = fix_anon(BYTES);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	first = slurp(f.chain, &bytes);
+	free(bytes);
+	fix_fill(m, 3 * TP, 2);
+	fix_take_and_check(&f);
+	append_close(&f);
+	len = slurp(f.chain, &bytes);
+	for (at = 1; at < len; at += 1 + len / 23) {
+		spill(f.chain, bytes, at);
+		m[5 * TP + at % TP]++;
+		assert_int_equal(append_open(&f), 0);
+		fix_take_and_check(&f);
+		/* Of the base nothing is left before its end. */
+		assert_int_equal(f.stats.sequence, at < first ? 0 : 1);
+		append_close(&f);
+	}
+	free(bytes);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+/* A file of increments whose base lies beside it. That the base is cut off is no reason to begin the file anew. */
+static void what_is_whole_is_not_thrown_away(void **state)
+{
+	struct wpt_writer_options o = { .size = sizeof(o), .dest = WPT_DEST_FILE };
+	char *m, *base, *want, *got, folder[160], base_path[600], more[200];
+	size_t base_len, len;
+	struct fix f;
+	int rc;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = fix_anon(BYTES);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	append_close(&f);
+	strcpy(folder, f.chain);
+	snprintf(base_path, sizeof(base_path), "%s/%s", folder, f.stats.file);
+	base_len = slurp(base_path, &base);
+	fix_fill(m, 3 * TP, 2);
+	o.parent = folder;
+	snprintf(more, sizeof(more), "%s/more.wps", folder);
+	assert_int_equal(wpt_writer_open(&f.w, f.t, more, &o), 0);
+	assert_int_equal(fix_try(&f, NULL), 0);
+	append_close(&f);
+	len = slurp(more, &want);
+
+	/* With its base it is continued. */
+	strcat(f.chain, "/more.wps");
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.sequence, 2);
+	append_close(&f);
+	spill(more, want, len);
+
+	/* As a copy that was interrupted leaves it. */
+	spill(base_path, base, base_len - 1000);
+	rc = append_open(&f);
+	if (!rc)
+		fix_try(&f, NULL);
+	append_close(&f);
+	assert_int_equal(slurp(more, &got), len);
+	assert_memory_equal(got, want, len);
+	assert_int_equal(rc, -WPT_E_TRUNCATED);
+	free(got);
+	free(want);
+	free(base);
+	strcpy(f.chain, folder);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(a_file_is_continued),
+		cmocka_unit_test(a_torn_tail_is_cut_off),
+		cmocka_unit_test(what_is_whole_is_not_thrown_away),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
