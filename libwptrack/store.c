@@ -31,6 +31,7 @@
 #define TEMP_PREFIX ".wpt-"
 #define TEMP_SUFFIX ".tmp"
 #define TEMP_TRIES 16
+#define HELD_BYTES 128u /* a link's trailer */
 
 #ifndef RENAME_NOREPLACE
 #define RENAME_NOREPLACE (1 << 0)
@@ -47,6 +48,9 @@ struct file_sink {
 	uint64_t pos;
 	bool cut;            /* give up: truncate to `start` */
 	uint64_t start;
+	bool hold;           /* the last HELD_BYTES wait for commit: */
+	uint8_t held[HELD_BYTES];
+	size_t nr_held;
 	int dir_fd;          /* a new file in a folder, else -1 */
 	char temp[48];       /* its name while there is one */
 	char name[NAME_MAX + 1];
@@ -135,6 +139,21 @@ static int file_check(struct file_sink *f)
 	return f->committed ? -EINVAL : 0;
 }
 
+/* Writes all but the last HELD_BYTES of what there is so far. */
+static int hold_back(struct file_sink *f, const uint8_t *data, size_t len)
+{
+	size_t out = f->nr_held + len > HELD_BYTES ? f->nr_held + len - HELD_BYTES : 0, first = WPT_MIN(out, f->nr_held);
+	int rc = first ? write_all(f, f->held, first) : 0;
+
+	if (!rc && out > first)
+		rc = write_all(f, data, out - first);
+	f->nr_held -= first;
+	memmove(f->held, f->held + first, f->nr_held);
+	memcpy(f->held + f->nr_held, data + (out - first), len - (out - first));
+	f->nr_held += len - (out - first);
+	return rc;
+}
+
 static int file_write(struct wpt_sink *s, const void *data, size_t len)
 {
 	struct file_sink *f = (struct file_sink *)s;
@@ -142,7 +161,7 @@ static int file_write(struct wpt_sink *s, const void *data, size_t len)
 
 	if (rc)
 		return rc;
-	f->error = write_all(f, data, len);
+	f->error = f->hold ? hold_back(f, data, len) : write_all(f, data, len);
 	return f->error;
 }
 
@@ -202,6 +221,11 @@ static int file_commit(struct wpt_sink *s)
 		return rc;
 	if (f->sync)
 		rc = sync_fd(f->fd);
+	if (!rc && f->nr_held) {
+		rc = write_all(f, f->held, f->nr_held);
+		if (!rc)
+			rc = sync_fd(f->fd);
+	}
 	if (!rc && f->dir_fd >= 0)
 		rc = publish(f);
 	f->error = rc;
@@ -405,6 +429,8 @@ int wpt_sink_append(struct wpt_sink **out, int fd, uint64_t offset, bool sync)
 	f->pos = offset;
 	f->cut = true;
 	f->start = offset;
+	/* A machine that crashes may keep the end of what was written and lose what lies before: a trailer must find its link on the disk. */
+	f->hold = sync;
 	*out = &f->sink;
 	return 0;
 }

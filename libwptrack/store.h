@@ -25,7 +25,8 @@ int wpt_sink_file(struct wpt_sink **out, const char *path, bool sync);
 int wpt_sink_fd(struct wpt_sink **out, int fd, bool sync);
 /*
  * Appends at `offset` (the end of the last good link: what is behind is cut off first) under the file's lock (-WPT_E_LOCKED if another
- * has it; fd keeps it); on failure truncates back to it. Whoever created the file makes its name durable.
+ * has it; fd keeps it); on failure truncates back to it. With `sync` the end, which has the trailer, is written by commit, after all before
+ * it is durable. Whoever created the file makes its name durable.
  */
 int wpt_sink_append(struct wpt_sink **out, int fd, uint64_t offset, bool sync);
 /* A growing buffer outside malloc, for tests and small links. *data and *len are set by commit and valid until close. */

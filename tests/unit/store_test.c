@@ -439,17 +439,17 @@ static void an_append_killed_anywhere_keeps_what_was_there(void **state)
 	assert_true(torn > 0);
 }
 
-static void fsync_comes_before_rename_and_the_folder_last(void **state)
+/* The child's writes, renames and fsyncs: w, r, and s of the file, d of the folder. *wrote: bytes written before each fsync of the file. */
+static void order_of(void (*fn)(int), char order[64], uint64_t wrote[8])
 {
 	struct __ptrace_syscall_info info;
-	char order[64] = "";
-	uint64_t file = UINT64_MAX, dir = UINT64_MAX;
+	uint64_t file = UINT64_MAX, dir = UINT64_MAX, bytes = 0;
+	size_t n = 0, syncs = 0;
 	int status;
 	pid_t pid;
-	size_t n = 0;
 
-	(void)state;
-	pid = traced_child(put_link, 0);
+	memset(order, 0, 64);
+	pid = traced_child(fn, 0);
 	while (!ptrace(PTRACE_SYSCALL, pid, NULL, NULL) && waitpid(pid, &status, 0) == pid && WIFSTOPPED(status)) {
 		if (ptrace(PTRACE_GET_SYSCALL_INFO, pid, (void *)sizeof(info), &info) < 0) {
 			kill(pid, SIGKILL);
@@ -457,20 +457,79 @@ static void fsync_comes_before_rename_and_the_folder_last(void **state)
 			print_message("missing: PTRACE_GET_SYSCALL_INFO\n");
 			skip();
 		}
-		if (info.op != PTRACE_SYSCALL_INFO_ENTRY || n >= sizeof(order) - 1)
+		if (info.op != PTRACE_SYSCALL_INFO_ENTRY || n >= 63)
 			continue;
-		if (info.entry.nr == SYS_write) {
+		if (info.entry.nr == SYS_write || info.entry.nr == SYS_pwrite64) {
 			file = info.entry.args[0];
+			bytes += info.entry.args[2];
 			order[n++] = 'w';
 		} else if (info.entry.nr == SYS_renameat2) {
 			dir = info.entry.args[0];
 			order[n++] = 'r';
 		} else if (info.entry.nr == SYS_fsync || info.entry.nr == SYS_fdatasync) {
 			order[n++] = info.entry.args[0] == file ? 's' : info.entry.args[0] == dir ? 'd' : '?';
+			if (order[n - 1] == 's' && syncs < 8)
+				wrote[syncs++] = bytes;
 		}
 	}
 	assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+static void fsync_comes_before_rename_and_the_folder_last(void **state)
+{
+	uint64_t wrote[8];
+	char order[64];
+
+	(void)state;
+	order_of(put_link, order, wrote);
 	assert_string_equal(order, "wwsrd");
+}
+
+/* A crash of the machine may lose what was written and not synced, in any order: the trailer is not written before the rest is safe. */
+static void an_appended_trailer_comes_after_an_fsync_of_the_rest(void **state)
+{
+	uint64_t wrote[8] = { 0 };
+	char order[64];
+	size_t n;
+
+	(void)state;
+	make_file(folder_fd, NAME, link_data, 5000);
+	order_of(append_link, order, wrote);
+	n = strlen(order);
+	assert_true(n > 3);
+	assert_string_equal(order + n - 3, "sws");
+	assert_null(strchr(order, '?'));
+	assert_true(strchr(order, 's') == order + n - 3);
+	assert_true(wrote[0] == LINK_BYTES - 128 && wrote[1] == LINK_BYTES);
+}
+
+static void append_in_pieces(size_t chunk, size_t len)
+{
+	static uint8_t want[100 + LINK_BYTES];
+	int fd = openat(folder_fd, NAME, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	struct wpt_sink *s;
+
+	assert_true(fd >= 0);
+	memcpy(want, link_data, 100);
+	memcpy(want + 100, link_data, len);
+	assert_int_equal(pwrite(fd, want, 100, 0), 100);
+	assert_int_equal(wpt_sink_append(&s, fd, 100, true), 0);
+	for (size_t at = 0; at < len; at += chunk)
+		assert_int_equal(s->write(s, link_data + at, WPT_MIN(chunk, len - at)), 0);
+	assert_int_equal(s->commit(s), 0);
+	s->close(s);
+	close(fd);
+	assert_content(folder_fd, NAME, want, 100 + len);
+}
+
+static void an_append_is_whole_in_pieces_of_any_size(void **state)
+{
+	static const size_t chunks[] = { 1, 7, 100, 127, 128, 129, 200, 255, 256, 257, 1000 }, lens[] = { 0, 1, 127, 128, 129, 300, 1000, 3001 };
+
+	(void)state;
+	for (size_t i = 0; i < WPT_ARRAY_SIZE(chunks); i++)
+		for (size_t k = 0; k < WPT_ARRAY_SIZE(lens); k++)
+			append_in_pieces(chunks[i], lens[k]);
 }
 
 static void run_child(void (*fn)(void))
@@ -1039,6 +1098,8 @@ int main(void)
 		T(also_where_rename_noreplace_is_missing),
 		T(an_append_killed_anywhere_keeps_what_was_there),
 		T(fsync_comes_before_rename_and_the_folder_last),
+		T(an_appended_trailer_comes_after_an_fsync_of_the_rest),
+		T(an_append_is_whole_in_pieces_of_any_size),
 		T(a_failed_fsync_is_final_and_shows_nothing),
 		T(a_failed_fsync_of_the_folder_takes_the_file_back),
 		T(a_failed_append_is_cut_off),
