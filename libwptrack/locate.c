@@ -315,9 +315,17 @@ static int find_in_folder(struct wpt_locator *l, bool (*wanted)(const char *name
 			close(fd);
 		return rc;
 	}
-	while (!rc && (entry = readdir(dir)))
+	while (!rc) {
+		errno = 0;
+		entry = readdir(dir);
+		if (!entry) {
+			/* A link that could not be listed would be taken for one that is not there. */
+			rc = -errno;
+			break;
+		}
 		if (wanted(entry->d_name) && (!except || strcmp(entry->d_name, except) != 0))
 			rc = find(l, entry->d_name);
+	}
 	closedir(dir);
 	return rc;
 }

@@ -12,8 +12,13 @@
 #include <cmocka.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "chain.h"
@@ -428,6 +433,45 @@ static void names_find_ranges(void **state)
 	history_close(h);
 }
 
+/* Ends a child: 0 if a folder that can't be listed is an error of its own, 77 if the child can't have such a folder. */
+static void open_unlisted(void)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getdents64, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EIO),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = { WPT_ARRAY_SIZE(filter), filter };
+	struct wpt_chain *c;
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog))
+		_exit(77);
+	_exit(wpt_chain_open(&c, dir) == -EIO ? 0 : 1);
+}
+
+/* A writer takes -ENOENT for a folder in which it may begin a chain. */
+static void a_folder_that_can_not_be_listed_is_not_empty(void **state)
+{
+	struct history *h = history(11, 2);
+	int status;
+	pid_t pid;
+
+	(void)state;
+	put_all(h);
+	pid = fork();
+	if (!pid)
+		open_unlisted();
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	history_close(h);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 77) {
+		print_message("missing: seccomp filters\n");
+		skip();
+	}
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -440,6 +484,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_spoiled_last_link_is_not_a_torn_one, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_links_than_descriptors, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_find_ranges, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_folder_that_can_not_be_listed_is_not_empty, setup, teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
