@@ -120,6 +120,13 @@ static int adopt(struct wpt_writer *w, const char *path)
 	return err;
 }
 
+/* A chain begins: what its links are to be durable in must be so itself. */
+static int begin_chain(struct wpt_writer *w)
+{
+	w->append_at = 0;
+	return w->o.flags & WPT_WRITER_NO_SYNC ? 0 : wpt_store_sync_name(w->path);
+}
+
 static int open_folder(struct wpt_writer *w)
 {
 	int err;
@@ -134,7 +141,7 @@ static int open_folder(struct wpt_writer *w)
 		return w->lock;
 	err = adopt(w, w->path);
 	if (err == -ENOENT || (err == -WPT_E_MISMATCH && w->o.flags & WPT_WRITER_NEW))
-		return 0;
+		return begin_chain(w);
 	return err;
 }
 
@@ -162,14 +169,10 @@ static int open_append(struct wpt_writer *w)
 	if (fstat(w->fd, &st) != 0)
 		return -errno;
 	if (st.st_size == 0)
-		return 0;
+		return begin_chain(w);
 	err = adopt(w, w->path);
 	/* A file that holds nothing but the torn beginning of a base begins anew. */
-	if (err == -WPT_E_TRUNCATED && is_torn_base(w->path)) {
-		w->append_at = 0;
-		return 0;
-	}
-	return err;
+	return err == -WPT_E_TRUNCATED && is_torn_base(w->path) ? begin_chain(w) : err;
 }
 
 static int writer_options(struct wpt_writer_options *o, const struct wpt_writer_options *from)

@@ -718,3 +718,25 @@ int wpt_store_lock(int fd)
 	remove_stale(fd);
 	return lock;
 }
+
+int wpt_store_sync_name(const char *path)
+{
+	size_t len = strlen(path);
+	char dir[PATH_MAX];
+	int fd, rc;
+
+	while (len > 1 && path[len - 1] == '/')
+		len--;
+	while (len && path[len - 1] != '/')
+		len--;
+	if (len >= sizeof(dir))
+		return -ENAMETOOLONG;
+	memcpy(dir, len ? path : ".", len ? len : 1);
+	dir[len ? len : 1] = '\0';
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return errno == EACCES ? 0 : -errno;
+	rc = sync_fd(fd);
+	close(fd);
+	return rc;
+}

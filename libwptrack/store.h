@@ -48,4 +48,7 @@ int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
  */
 int wpt_store_lock(int fd);
 
+/* Makes durable that the folder above has the file or folder `path`. One that may not be read is left alone, which is no error. */
+int wpt_store_sync_name(const char *path);
+
 #endif

@@ -5,6 +5,10 @@
  */
 #include "torture_util.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/syscall.h>
+
 #define PAGES 64u
 #define BYTES (PAGES * TP)
 
@@ -162,12 +166,73 @@ static void what_is_whole_is_not_thrown_away(void **state)
 	munmap(m, BYTES);
 }
 
+static bool fsync_fails(void)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fsync, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EIO),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = { sizeof(filter) / sizeof(filter[0]), filter };
+
+	return !prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) && !syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog);
+}
+
+/* In a child in which every fsync fails: what opening a writer with `o` on `path` gives. */
+static int open_where_fsync_fails(const char *path, struct wpt_writer_options o)
+{
+	struct wpt_tracker_options to = { .size = sizeof(to), .backend = WPT_BACKEND_ASYNC };
+	struct wpt_tracker *t;
+	struct wpt_writer *w;
+	int status, rc;
+	pid_t pid;
+
+	pid = fork();
+	if (!pid) {
+		if (way_tracker(&t, 0, &to) || !fsync_fails())
+			_exit(99);
+		rc = wpt_writer_open(&w, t, path, &o);
+		_exit(rc == -EIO ? 1 : rc ? 2 : 0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	if (WEXITSTATUS(status) == 99) {
+		print_message("missing: seccomp filters\n");
+		skip();
+	}
+	return WEXITSTATUS(status) == 1 ? -EIO : WEXITSTATUS(status);
+}
+
+/* What is durable in a file whose name is not is gone with it. */
+static void the_name_of_a_new_chain_is_durable(void **state)
+{
+	struct wpt_writer_options append = { .size = sizeof(append), .dest = WPT_DEST_APPEND }, folder = { .size = sizeof(folder) };
+	char path[200];
+	struct fix f;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	assert_int_equal(open_where_fsync_fails(f.chain, append), -EIO);
+	unlink(f.chain);
+	snprintf(path, sizeof(path), "%s//", f.chain);
+	assert_int_equal(open_where_fsync_fails(path, folder), -EIO);
+	append.flags = folder.flags = WPT_WRITER_NO_SYNC;
+	assert_int_equal(open_where_fsync_fails(path, folder), 0);
+	remove_folder(f.chain);
+	assert_int_equal(open_where_fsync_fails(f.chain, append), 0);
+	fix_close(&f);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_file_is_continued),
 		cmocka_unit_test(a_torn_tail_is_cut_off),
 		cmocka_unit_test(what_is_whole_is_not_thrown_away),
+		cmocka_unit_test(the_name_of_a_new_chain_is_durable),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
