@@ -664,6 +664,42 @@ static void of_two_records_of_a_page_the_later_wins(void **state)
 	forge_close(&f);
 }
 
+/* Half of the address space is unreadable, the other guard pages: two records, however many pages they are of. */
+static void a_record_of_most_pages_there_are_is_one_record(void **state)
+{
+	const uint64_t half = WPT_FMT_PAGES_END / 2, end = UINT64_MAX - WPT_PAGE + 1;
+	struct wpt_merge_options o = { .size = sizeof(o), .nr_threads = 1 };
+	char dir[] = "/tmp/wpt-forged-XXXXXX", path[64];
+	uint8_t range[WPT_FMT_RANGE_MAX], got[WPT_PAGE];
+	struct wpt_chain *c, *merged;
+	struct forge f;
+
+	(void)state;
+	forge_open(&f);
+	forge_link(&f);
+	forge_run(&f, WPT_FMT_UNREADABLE, 1, half - 1, 0, 0, NULL);
+	forge_run(&f, WPT_FMT_GUARD, half, half - 1, 0, 0, NULL);
+	f.root.counts = (struct wpt_fmt_counts){ .unreadable = half - 1, .guard = half - 1 };
+	forge_section(&f, WPT_FMT_SECTION_RANGES, range, forge_range(range, WPT_PAGE, end, "all"));
+	forge_end(&f);
+	forge_seal(&f);
+	assert_int_equal(wpt_chain_open_memory(&c, f.bytes, f.len), 0);
+	assert_int_equal(wpt_chain_verify(c, NULL, NULL), 0);
+	assert_non_null(mkdtemp(dir));
+	snprintf(path, sizeof(path), "%s/merged.wps", dir);
+	assert_int_equal(wpt_chain_merge(c, path, &o), 0);
+	assert_int_equal(wpt_chain_open(&merged, path), 0);
+	assert_int_equal(wpt_chain_diff(c, merged, NULL, NULL), 0);
+	assert_int_equal(wpt_chain_verify(merged, NULL, NULL), 0);
+	assert_int_equal(wpt_chain_read(merged, half * WPT_PAGE - WPT_PAGE, got, WPT_PAGE), -WPT_E_UNREADABLE);
+	assert_int_equal(wpt_chain_read(merged, half * WPT_PAGE, got, WPT_PAGE), 0);
+	wpt_chain_close(merged);
+	wpt_chain_close(c);
+	unlink(path);
+	rmdir(dir);
+	forge_close(&f);
+}
+
 static void one_frame_listed_twice_is_read_twice(void **state)
 {
 	uint8_t got[2 * WPT_PAGE];
@@ -913,6 +949,7 @@ int main(void)
 		cmocka_unit_test(many_ranges_take_little_memory),
 		cmocka_unit_test(counts_of_pages_cost_nothing),
 		cmocka_unit_test(of_two_records_of_a_page_the_later_wins),
+		cmocka_unit_test(a_record_of_most_pages_there_are_is_one_record),
 		cmocka_unit_test(one_frame_listed_twice_is_read_twice),
 		cmocka_unit_test(a_tree_has_a_deepest_level),
 		cmocka_unit_test(a_maze_of_leaves_takes_bounded_time),
