@@ -125,8 +125,9 @@ static int pooled_read(struct wpt_source *s, uint64_t offset, void *buf, size_t 
 	if (!rc)
 		f->nr_users++;
 	pthread_mutex_unlock(&p->lock);
+	/* It was there when the pool got it. -ENOENT says that there is no such chain, and a writer then begins one. */
 	if (rc)
-		return rc;
+		return rc == -ENOENT ? -WPT_E_CHAIN : rc;
 	rc = f->file->read(f->file, offset, buf, len);
 	pthread_mutex_lock(&p->lock);
 	f->nr_users--;

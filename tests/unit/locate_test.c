@@ -409,6 +409,30 @@ static void more_links_than_descriptors(void **state)
 	history_close(h);
 }
 
+/* Removed while the chain is open, and closed meanwhile for want of descriptors. */
+static void a_link_that_goes_away_is_not_a_chain_that_never_was(void **state)
+{
+	struct history *h = history(12, 60);
+	struct rlimit limit, few;
+	struct wpt_chain *c;
+	char what[128];
+	uint32_t i;
+
+	(void)state;
+	put_all(h);
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	few = limit;
+	few.rlim_cur = 40;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	assert_int_equal(wpt_chain_open(&c, dir), 0);
+	for (i = 0; i < h->nr; i++)
+		assert_int_equal(unlink(in_dir(name_of(&h->links[i]))), 0);
+	assert_int_equal(sample_check(c, h->links[h->nr - 1].shows, what), -WPT_E_CHAIN);
+	wpt_chain_close(c);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	history_close(h);
+}
+
 static void names_find_ranges(void **state)
 {
 	struct history *h = history(10, 1);
@@ -483,6 +507,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_new_base_in_a_file_needs_nothing_before_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_spoiled_last_link_is_not_a_torn_one, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_links_than_descriptors, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_link_that_goes_away_is_not_a_chain_that_never_was, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_find_ranges, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_that_can_not_be_listed_is_not_empty, setup, teardown),
 	};
