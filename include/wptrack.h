@@ -586,7 +586,10 @@ WPT_API int wpt_chain_find(struct wpt_chain *c, const char *spec, struct wpt_ran
  */
 WPT_API int wpt_chain_read(struct wpt_chain *c, uint64_t addr, void *buf, size_t len);
 
-/* Contents of section `type` of the last link that has it into *data (free() it). Errors: -ENOENT, WPT_E_DAMAGED, -ENOMEM. */
+/*
+ * Contents of section `type` of the last link that has it into *data (free() it); of REGISTERS and DEVICE, which belong to the memory of one
+ * instant, of the last link only. Errors: -ENOENT, WPT_E_DAMAGED, -ENOMEM.
+ */
 WPT_API int wpt_chain_section(struct wpt_chain *c, uint32_t type, void **data, size_t *len);
 
 /* Progress of a long operation: bytes done of all. A non-zero return cancels with -ECANCELED. */

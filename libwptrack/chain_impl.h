@@ -62,4 +62,10 @@ void wpt_walker_give(struct wpt_walker *w);
 /* All of a section into memory from malloc(), with room for one byte more. */
 int wpt_section_load(struct wpt_reader *r, const struct wpt_fmt_section *s, size_t max, void **data, size_t *len);
 
+/* It belongs to the memory of its own link: with what a later link shows it would be of another moment. */
+static inline bool wpt_section_is_of_instant(uint32_t type)
+{
+	return type == WPT_SECTION_REGISTERS || type == WPT_SECTION_DEVICE;
+}
+
 #endif

@@ -15,6 +15,8 @@ struct merge {
 	struct wpt_batch *batch;
 	const struct wpt_merge_options *o;
 	uint32_t nr_threads;
+	uint32_t types[WPT_FMT_SECTIONS_MAX]; /* of sections that were written */
+	uint32_t nr_types;
 	uint64_t done, total;
 };
 
@@ -114,16 +116,19 @@ static int add_ranges(struct merge *m)
 	return rc;
 }
 
-/* Sections that say something of the whole chain until a later link says otherwise; the others are of their own link only. */
-static bool is_inherited(uint32_t type)
+static bool has_section(const struct merge *m, uint32_t type)
 {
-	return type == WPT_SECTION_MAPPINGS || type == WPT_SECTION_CMDLINE || type == WPT_SECTION_TAGS || type == WPT_SECTION_NOTES;
+	uint32_t i;
+
+	for (i = 0; i < m->nr_types; i++)
+		if (m->types[i] == type)
+			return true;
+	return false;
 }
 
-static int add_link_sections(struct merge *m, uint32_t index, bool seen[WPT_SECTION_NOTES + 1])
+static int add_link_sections(struct merge *m, uint32_t index)
 {
 	struct wpt_reader *r = m->c->links[index].reader;
-	bool last = index == m->c->nr_links - 1;
 	struct wpt_fmt_section s;
 	void *data;
 	size_t len;
@@ -131,10 +136,8 @@ static int add_link_sections(struct merge *m, uint32_t index, bool seen[WPT_SECT
 	int rc;
 
 	for (i = 0; !(rc = wpt_reader_section_at(r, i, &s)); i++) {
-		if (s.type == WPT_FMT_SECTION_RANGES || (!last && (!is_inherited(s.type) || seen[s.type])))
+		if (s.type == WPT_FMT_SECTION_RANGES || has_section(m, s.type) || (index + 1 < m->c->nr_links && wpt_section_is_of_instant(s.type)))
 			continue;
-		if (is_inherited(s.type))
-			seen[s.type] = true;
 		rc = wpt_section_load(r, &s, WPT_FMT_SECTION_MAX, &data, &len);
 		if (rc)
 			return rc;
@@ -142,18 +145,19 @@ static int add_link_sections(struct merge *m, uint32_t index, bool seen[WPT_SECT
 		free(data);
 		if (rc)
 			return rc;
+		m->types[m->nr_types++] = s.type;
 	}
 	return rc == -ENOENT ? 0 : rc;
 }
 
+/* Of each type that of the last link that has one, as the chain itself says. */
 static int add_sections(struct merge *m)
 {
-	bool seen[WPT_SECTION_NOTES + 1] = { false };
 	uint32_t i;
 	int rc = 0;
 
 	for (i = m->c->nr_links; i-- && !rc;)
-		rc = add_link_sections(m, i, seen);
+		rc = add_link_sections(m, i);
 	return rc;
 }
 

@@ -231,7 +231,7 @@ int wpt_chain_section(struct wpt_chain *c, uint32_t type, void **data, size_t *l
 		return -ENOENT;
 	for (i = c->nr_links; i--;) {
 		rc = wpt_reader_find_section(c->links[i].reader, type, &s);
-		if (rc == -ENOENT)
+		if (rc == -ENOENT && !wpt_section_is_of_instant(type))
 			continue;
 		return rc ? rc : wpt_section_load(c->links[i].reader, &s, WPT_FMT_SECTION_MAX, data, len);
 	}

@@ -260,6 +260,10 @@ static void take_link(struct model *m)
 	snprintf(tag, sizeof(tag), "link=%u", m->nr_links);
 	if (m->nr_links % 5 == 0)
 		assert_int_equal(wpt_layer_section(w, WPT_SECTION_TAGS, tag, strlen(tag) + 1), 0);
+	if (m->nr_links % 3 == 1) {
+		assert_int_equal(wpt_layer_section(w, WPT_SECTION_REGISTERS, tag, strlen(tag) + 1), 0);
+		assert_int_equal(wpt_layer_section(w, WPT_SECTION_USER + m->nr_links % 2, tag, strlen(tag) + 1), 0);
+	}
 	assert_int_equal(wpt_layer_finish(w, 1000 + m->nr_links, 7, &result), 0);
 	assert_int_equal(sink->commit(sink), 0);
 	wpt_layer_writer_close(w);
@@ -532,14 +536,29 @@ static void a_torn_tail_costs_the_last_link_only(void **state)
 	model_close(&m);
 }
 
+/* Each section that one of them has is in both, and the same; `want` is of the last link up to the eighth that has it, NULL: there is none. */
+static void assert_section(struct wpt_chain *c, struct wpt_chain *merged, uint32_t type, const char *want)
+{
+	struct wpt_chain *both[] = { c, merged };
+	void *data;
+	size_t len;
+
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(wpt_chain_section(both[i], type, &data, &len), want ? 0 : -ENOENT);
+		if (!want)
+			continue;
+		assert_int_equal(len, strlen(want) + 1);
+		assert_string_equal(data, want);
+		free(data);
+	}
+}
+
 static void a_merged_link_stands_in_for_those_it_was_made_of(void **state)
 {
 	struct wpt_merge_options o = { .size = sizeof(o), .nr_threads = 2 };
 	struct model m;
 	struct wpt_chain *c, *merged;
 	char path[200], other[200];
-	void *tags;
-	size_t len;
 	uint32_t i;
 
 	(void)state;
@@ -553,9 +572,13 @@ static void a_merged_link_stands_in_for_those_it_was_made_of(void **state)
 	assert_int_equal(wpt_chain_verify(merged, NULL, NULL), 0);
 	assert_int_equal(wpt_chain_nr_links(merged), 1);
 	assert_int_equal(wpt_chain_diff(c, merged, NULL, NULL), 0);
-	assert_int_equal(wpt_chain_section(merged, WPT_SECTION_TAGS, &tags, &len), 0);
-	assert_string_equal(tags, "link=5");
-	free(tags);
+	assert_section(c, merged, WPT_SECTION_TAGS, "link=5");
+	assert_section(c, merged, WPT_SECTION_REGISTERS, NULL);
+	assert_section(c, merged, WPT_SECTION_USER + 1, "link=7");
+	assert_section(c, merged, WPT_SECTION_USER, "link=4");
+	wpt_chain_close(c);
+	c = open_at(&m, "@7");
+	assert_section(c, c, WPT_SECTION_REGISTERS, "link=7");
 	wpt_chain_close(c);
 	wpt_chain_close(merged);
 	/* The links before it go, it takes the place of the one whose identity it has; those after it are as they were. */
