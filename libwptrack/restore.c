@@ -478,6 +478,9 @@ static int restore_images(struct job *j, int dir_fd)
 		rc = 0;
 	if (fflush(index) || fsync(fileno(index)))
 		rc = rc ? rc : -errno;
+	/* Of a write that failed on the way the text is gone, whatever became of the later ones. */
+	if (ferror(index) && !rc)
+		rc = -EIO;
 	if (fclose(index) && !rc)
 		rc = -errno;
 	if (!rc && fsync(dir_fd))
