@@ -6,38 +6,58 @@
 
 #include <unistd.h>
 
-/* Pages that were COWed at the last look and are not any more show the file's content again. */
+/* Pages that are not the file's and were not known to be COWed. */
+static int note_present(struct wpt_ledger *ledger, uint64_t start, uint64_t end)
+{
+	uint64_t at = start, cowed, cowed_end;
+	int err = 0;
+
+	for (; at < end && !err; at = cowed_end) {
+		cowed = wpt_ledger_next_cowed(ledger, at, end, &cowed_end);
+		if (at == cowed)
+			continue;
+		err = wpt_ledger_dirty(ledger, at, cowed);
+		if (!err)
+			err = wpt_ledger_cow(ledger, at, cowed);
+	}
+	return err;
+}
+
+/*
+ * Pages that were COWed at the last look and are not any more show the file's content again. And most of those that are COWed and were not are found
+ * written next, but not one whose marker had a write fault that then was not repeated: it is protected from the beginning.
+ */
 int wpt_tracker_uncowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64_t start, uint64_t end, bool forget)
 {
-	/* Two passes: pages that are the file's, and pages that are not present. */
+	/* Two passes: pages that are present, and pages that are not. */
 	const struct wpt_scan_match passes[] = {
-		{ .mask = PAGE_IS_PRESENT | PAGE_IS_FILE, .report = PAGE_IS_PRESENT | PAGE_IS_FILE },
+		{ .mask = PAGE_IS_PRESENT, .report = PAGE_IS_PRESENT | PAGE_IS_FILE },
 		{ .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT, .report = PAGE_IS_PRESENT | PAGE_IS_SWAPPED },
 	};
 	struct wpt_ledger *ledger = t->ledger;
 	struct wpt_page_region run;
 	uint64_t at, run_end;
+	int got = 0, err = 0;
 	unsigned int pass;
-	int got = 0, err;
 
-	for (pass = 0; pass < WPT_ARRAY_SIZE(passes); pass++) {
+	for (pass = 0; pass < WPT_ARRAY_SIZE(passes) && !err; pass++) {
 		wpt_scan_start(scan, start, end, &passes[pass], false);
-		while ((got = wpt_scan_next(scan, &run)) > 0) {
-			at = run.start;
-			while ((at = wpt_ledger_next_cowed(ledger, at, run.end, &run_end)) < run.end) {
+		while (!err && (got = wpt_scan_next(scan, &run)) > 0) {
+			if ((run.categories & (PAGE_IS_PRESENT | PAGE_IS_FILE)) == PAGE_IS_PRESENT) {
+				err = forget ? note_present(ledger, run.start, run.end) : 0;
+				continue;
+			}
+			for (at = run.start; !err && (at = wpt_ledger_next_cowed(ledger, at, run.end, &run_end)) < run.end; at = run_end) {
 				err = wpt_ledger_dirty(ledger, at, run_end);
-				if (err)
-					return err;
 				/* A swap entry and the marker that a zap left look the same: dirty, and still taken for COWed. */
-				for (; at < run_end; at += WPT_PAGE)
-					if (forget && !(run.categories & PAGE_IS_SWAPPED))
-						wpt_ledger_set_cowed(ledger, at, false);
+				if (!err && forget && !(run.categories & PAGE_IS_SWAPPED))
+					wpt_ledger_uncow(ledger, at, run_end);
 			}
 		}
 		if (got < 0)
 			return got;
 	}
-	return 0;
+	return err;
 }
 
 /*

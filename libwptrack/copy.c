@@ -486,11 +486,7 @@ static int emit_private_exact(struct wpt_copy *c, uint64_t start, uint64_t end)
  */
 static int note_read(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
-	int err = 0;
-
-	for (; (c->round || c->check_torn) && c->area->sparse && start < end && !err; start += WPT_PAGE)
-		err = wpt_ledger_set_cowed(c->t->ledger, start, true);
-	return err;
+	return (c->round || c->check_torn) && c->area->sparse ? wpt_ledger_cow(c->t->ledger, start, end) : 0;
 }
 
 /*

@@ -25,12 +25,18 @@ static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	bool private = c->area->kind == WPT_KIND_FILE_PRIVATE && !c->area->exact;
 	struct wpt_page_region run;
+	int got = 0, err = 0;
 
 	c->check.unit = c->area->page_size > WPT_PAGE ? c->area->page_size : 0;
 	wpt_scan_start(&c->check, start, end, private && !c->area->sparse ? &wpt_match_private_file : wpt_area_written(c->area), true);
-	while (wpt_scan_next(&c->check, &run) > 0)
+	while (!err && (got = wpt_scan_next(&c->check, &run)) > 0)
 		if (private)
-			wpt_tracker_note_cowed(c->t, &run);
+			err = wpt_tracker_note_cowed(c->t, &run);
+	/* Where the target unmapped something meanwhile: pages before that were protected, and nothing said of them. */
+	if (!err && got < 0 && private)
+		err = wpt_ledger_cow(c->t->ledger, start, end);
+	if (err)
+		c->err = err;
 }
 
 /* Memory that can't be protected: what reads the same twice is taken for one instant. */

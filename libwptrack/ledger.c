@@ -618,18 +618,24 @@ bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr)
 	return c && bit_test(c, SET_COWED, i);
 }
 
-int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed)
+static void word_cow(struct chunk *c, unsigned int word, uint64_t mask)
 {
-	struct chunk *c = cowed ? chunk_get(l, addr) : chunk_find(l, addr);
-	unsigned int i = page_in_chunk(addr);
+	atomic_fetch_or(&c->bits[SET_COWED][word], mask);
+}
 
-	if (!c)
-		return cowed ? -ENOMEM : 0;
-	if (cowed)
-		atomic_fetch_or(&c->bits[SET_COWED][i / 64], 1ull << (i % 64));
-	else
-		atomic_fetch_and(&c->bits[SET_COWED][i / 64], ~(1ull << (i % 64)));
-	return 0;
+int wpt_ledger_cow(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	return for_words(l, start, end, true, word_cow);
+}
+
+static void word_uncow(struct chunk *c, unsigned int word, uint64_t mask)
+{
+	atomic_fetch_and(&c->bits[SET_COWED][word], ~mask);
+}
+
+void wpt_ledger_uncow(struct wpt_ledger *l, uint64_t start, uint64_t end)
+{
+	for_words(l, start, end, false, word_uncow);
 }
 
 static void word_pend(struct chunk *c, unsigned int word, uint64_t mask)

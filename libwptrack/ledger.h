@@ -103,7 +103,8 @@ void wpt_ledger_unstage_all(struct wpt_ledger *l);
 /* The COWed set of private file mappings: pages that were not the file's at the last look. */
 bool wpt_ledger_cowed(const struct wpt_ledger *l, uint64_t addr);
 uint64_t wpt_ledger_next_cowed(const struct wpt_ledger *l, uint64_t from, uint64_t end, uint64_t *run_end);
-int wpt_ledger_set_cowed(struct wpt_ledger *l, uint64_t addr, bool cowed);
+int wpt_ledger_cow(struct wpt_ledger *l, uint64_t start, uint64_t end);
+void wpt_ledger_uncow(struct wpt_ledger *l, uint64_t start, uint64_t end);
 
 /*
  * The hot set: pages that are dirty in two links of three and more. What is `loose` of it is left unprotected after a link, and so it is dirty

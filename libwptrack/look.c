@@ -252,17 +252,9 @@ static const struct wpt_scan_match match_private_all = {
 
 static int set_cowed(struct wpt_tracker *t, uint64_t start, uint64_t end, bool cowed)
 {
-	uint64_t at = start, run_end;
-	int err = 0;
-
-	if (cowed) {
-		for (; at < end && !err; at += WPT_PAGE)
-			err = wpt_ledger_set_cowed(t->ledger, at, true);
-		return err;
-	}
-	while ((at = wpt_ledger_next_cowed(t->ledger, at, end, &run_end)) < end)
-		for (; at < run_end; at += WPT_PAGE)
-			wpt_ledger_set_cowed(t->ledger, at, false);
+	if (cowed)
+		return wpt_ledger_cow(t->ledger, start, end);
+	wpt_ledger_uncow(t->ledger, start, end);
 	return 0;
 }
 
@@ -335,20 +327,24 @@ int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64
 }
 
 /*
- * A look failed that may have protected pages and not noted them: what is in swap here and protected may have been COWed since the one before. It is
- * read through the mapping, which is right for a marker too.
+ * A scan failed that may have protected pages and not told of them. What is there and not the file's is COWed; what is in swap may be, and is read through
+ * the mapping, which is right for a marker too.
  */
-static int distrust_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
+static int doubt_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
 {
-	static const struct wpt_scan_match swapped = { .mask = PAGE_IS_SWAPPED };
+	static const struct wpt_scan_match populated = {
+		.anyof = PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+		.report = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_FILE,
+	};
 	struct wpt_page_region run;
 	int got = 0, err = 0;
 
 	if (a->kind != WPT_KIND_FILE_PRIVATE || a->exact || a->sparse)
 		return 0;
-	wpt_scan_start_any(&l->t->scan, start, end, &swapped);
+	wpt_scan_start_any(&l->t->scan, start, end, &populated);
 	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)
-		err = set_cowed(l->t, run.start, run.end, true);
+		if ((run.categories & (PAGE_IS_PRESENT | PAGE_IS_FILE)) != (PAGE_IS_PRESENT | PAGE_IS_FILE))
+			err = set_cowed(l->t, run.start, run.end, true);
 	return err ? err : got;
 }
 
@@ -642,7 +638,7 @@ static int look_again(struct wpt_look *l)
 	for (i = 0; i < l->plan->areas.count && !err; i++) {
 		a = wpt_area_at(l->plan, i);
 		if (!a->skipped)
-			err = distrust_cowed(l, a, a->start, a->end);
+			err = doubt_cowed(l, a, a->start, a->end);
 	}
 	l->t->lost = err != 0;
 	return err;

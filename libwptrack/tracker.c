@@ -525,8 +525,11 @@ static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t sta
 
 	if (err == -ESRCH)
 		return -WPT_E_GONE;
-	if (err)
-		report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
+	if (!err)
+		return 0;
+	/* Pages may have been protected and not told of. */
+	c->t->lost |= c->rearm;
+	report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
 	return 0;
 }
 

@@ -108,7 +108,7 @@ struct wpt_tracker {
 	bool huge_tried, huge_exact;
 	bool writer_open;
 	bool looked;               /* the plan is of a look, not of a mere listing */
-	bool lost;                 /* a look protected what it had no memory to note: nothing is known until a look succeeds */
+	bool lost;                 /* what was protected could not be noted: nothing is known until a look succeeds */
 	bool pinned_loud;
 };
 

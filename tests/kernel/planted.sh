@@ -93,6 +93,12 @@ plant 'inotify is not asked' bypass.c \
 plant 'a private page that fell back to the file is taken for clean' collect.c \
 	's/err = wpt_tracker_uncowed\(l->t, l->scan, start, end, true\);/err = 0;/' \
 	torture_test file-private "$wrong"
+plant 'what a scan that failed protected is not noted' copy_torn.c \
+	's/if \(!err && got < 0 && private\)/if (0)/' \
+	snapshot_test 'private_pages*fuzzy*' 'private_pages_of_a_file_in_fuzzy_links'
+plant 'a page that a write fault without its write made private is not noted' collect.c \
+	's/err = forget \? note_present\(/err = 0 \&\& forget ? note_present(/' \
+	snapshot_test 'write_faults*' 'write_faults_that_are_not_repeated'
 plant 'a zap that took a write is taken for clean' collect.c \
 	's/(static int collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"

@@ -91,6 +91,7 @@ static void step(struct model *m)
 {
 	unsigned int island, from, to, i;
 	uint64_t start, end;
+	bool cowed;
 
 	random_run(m, &island, &from, &to);
 	start = addr_of(island, from);
@@ -114,12 +115,13 @@ static void step(struct model *m)
 			m->pages[island][i].dirty = false;
 		break;
 	case 3:
-		for (i = from; i < to; i++) {
-			bool cowed = next_random(m) & 1;
-
-			assert_int_equal(wpt_ledger_set_cowed(m->l, addr_of(island, i), cowed), 0);
+		cowed = next_random(m) & 1;
+		if (cowed)
+			assert_int_equal(wpt_ledger_cow(m->l, start, end), 0);
+		else
+			wpt_ledger_uncow(m->l, start, end);
+		for (i = from; i < to; i++)
 			m->pages[island][i].cowed = cowed;
-		}
 		break;
 	case 4:
 		wpt_ledger_forget(m->l, start, end);
