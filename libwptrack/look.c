@@ -327,8 +327,8 @@ int wpt_tracker_learn_cowed(struct wpt_tracker *t, struct wpt_scan *scan, uint64
 }
 
 /*
- * A scan failed that may have protected pages and not told of them. What is there and not the file's is COWed; what is in swap may be, and is read through
- * the mapping, which is right for a marker too.
+ * A scan failed that may have protected pages and not told of them. What is there and not the file's is COWed; what is in swap may be, and is
+ * read through the mapping, which is right for a marker too.
  */
 static int doubt_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t start, uint64_t end)
 {

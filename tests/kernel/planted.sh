@@ -9,10 +9,11 @@ cd "$(dirname "$0")/../.." || exit 1
 B=${1:-${WPT_BUILD:-build}}
 CC=${CC:-cc}
 work=$(mktemp -d -p "$B")
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf "$work"; machine_restore' EXIT
 cflags=(-std=gnu11 -O2 -g -w -pthread -fvisibility=hidden -Iinclude -Ilibwptrack)
 read -ra pkg < <(pkg-config --cflags --libs libzstd libxxhash liburcu-bp cmocka)
 . tests/tap.sh
+. scripts/machine.sh
 
 run=()
 limit=300
@@ -21,6 +22,7 @@ if [ -n "${WPT_RUN:-}" ]; then
 	limit=1500
 	export WPT_STEPS=${WPT_STEPS:-400}
 fi
+[ -n "${WPT_RUN:-}" ] || machine_setup >"$work/out"
 # Its own is the only way of tracking that a stock kernel has.
 written=no
 "${run[@]}" "$B/wpsnap" probe --json 2>/dev/null | grep -q '"wp_written":true' && written=yes

@@ -1105,6 +1105,22 @@ static void reading_does_not_inflate_the_target(void **state)
 	close(fd);
 }
 
+/* Whether memory goes to swap when it is told to. */
+static bool have_swap(void)
+{
+	const size_t bytes = 4u << 20;
+	char *m = fix_anon(bytes);
+	bool went;
+
+	fix_fill(m, bytes, 1);
+	madvise(m, bytes, MADV_PAGEOUT);
+	went = status_kib(getpid(), "VmSwap:") >= bytes / 2 / 1024;
+	munmap(m, bytes);
+	if (!went)
+		print_message("# skip: needs swap (a zram device of 512 MiB will do)\n");
+	return went;
+}
+
 static int ignore_run(void *arg, const struct wpt_run *run)
 {
 	(void)arg;
@@ -1116,7 +1132,7 @@ static int ignore_run(void *arg, const struct wpt_run *run)
 static void private_pages_of_a_file_that_were_scanned_before_they_were_swapped(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_supported() || !have_swap())
 		skip();
 	const size_t bytes = 4u << 20;
 	int fd = memfd_create("private", MFD_CLOEXEC);
@@ -1132,15 +1148,6 @@ static void private_pages_of_a_file_that_were_scanned_before_they_were_swapped(v
 	fix_fill(m, bytes, 2);
 	assert_int_equal(wpt_tracker_scan(f.t, 0, UINT64_MAX, WPT_SCAN_REARM, ignore_run, NULL), 0);
 	madvise(m, bytes, MADV_PAGEOUT);
-	if (status_kib(getpid(), "VmSwap:") < bytes / 2 / 1024) {
-		wpt_tracker_close(f.t);
-		remove_folder(f.dir);
-		munmap(m, bytes);
-		close(fd);
-		free(data);
-		print_message("# skip: needs swap (a zram device of 512 MiB will do)\n");
-		skip();
-	}
 	fix_writer(&f);
 	fix_take_and_check(&f);
 	fix_close(&f);
@@ -1179,7 +1186,7 @@ static void write_and_remap(struct hammer *h, uint64_t *seed)
 static void private_pages_of_a_file_in_fuzzy_links_while_mappings_change(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_supported() || !have_swap())
 		skip();
 	struct wpt_take_options fuzzy = { .size = sizeof(fuzzy), .mode = WPT_MODE_FUZZY };
 	const size_t bytes = 16u << 20;
@@ -1243,7 +1250,7 @@ static void *write_half(void *arg)
 static void write_faults_that_are_not_repeated(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_supported() || !have_swap())
 		skip();
 	int fd = memfd_create("private", MFD_CLOEXEC), old;
 	struct sigaction sa = { .sa_handler = on_half_written }, before;
@@ -1280,7 +1287,7 @@ static void write_faults_that_are_not_repeated(void **state)
 static void clean_swapped_pages_stay_in_swap(void **state)
 {
 	(void)state;
-	if (!fix_supported())
+	if (!fix_supported() || !have_swap())
 		skip();
 	const size_t bytes = 16u << 20;
 	char *m = fix_anon(bytes);
@@ -1289,11 +1296,6 @@ static void clean_swapped_pages_stay_in_swap(void **state)
 
 	fix_fill(m, bytes, 1);
 	madvise(m, bytes, MADV_PAGEOUT);
-	if (status_kib(getpid(), "VmSwap:") < bytes / 2 / 1024) {
-		print_message("# skip: needs swap (a zram device of 512 MiB will do)\n");
-		munmap(m, bytes);
-		skip();
-	}
 	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
 	fix_add(&f, m, bytes);
 	fix_writer(&f);
