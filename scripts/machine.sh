@@ -13,6 +13,8 @@ machine_setup() {
 	local free
 	# Reserved pages are not free to others, and pages beyond nr_hugepages count against what is asked for.
 	free=$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)
+	# Huge pages of either kind want memory in one piece.
+	{ echo 1 >/proc/sys/vm/compact_memory; } 2>/dev/null
 	if [ "${free:-0}" -lt 64 ] && [ -w /proc/sys/vm/nr_hugepages ]; then
 		machine_before=$(cat /proc/sys/vm/nr_hugepages)
 		echo $(($(awk '$1 == "HugePages_Total:" { print $2 }' /proc/meminfo) + 64)) >/proc/sys/vm/nr_hugepages

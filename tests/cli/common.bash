@@ -114,6 +114,7 @@ target_start()
 	exec 8>to 9<from
 	rm to from
 	target_answers
+	at_rest
 }
 
 target_answers()
@@ -128,6 +129,13 @@ tell()
 {
 	echo "$*" >&8
 	target_answers
+	at_rest
+}
+
+# The answer is seen before the target is done with giving it, and what its stdio notes of that is memory, too.
+at_rest()
+{
+	[ -z "${TARGET:-}" ] || until_state "$TARGET" S
 }
 
 # Ends the target and waits until it is gone.

@@ -71,12 +71,16 @@ small_tmpfs()
 	try sh -c 'exec "$0" save $$ -o f' "$WPSNAP"
 	exits 2
 	says 'wpsnap itself'
-	tid=
-	for task in /proc/[0-9]*/task/[0-9]*; do
-		[ "${task##*/}" = "$(echo "$task" | cut -d/ -f3)" ] || { tid=${task##*/}; pid=$(echo "$task" | cut -d/ -f3); break; }
+	# One that has not ended meanwhile.
+	for ((i = 0; i < 20; i++)); do
+		tid=
+		for task in /proc/[0-9]*/task/[0-9]*; do
+			[ "${task##*/}" = "$(echo "$task" | cut -d/ -f3)" ] || { tid=${task##*/}; pid=$(echo "$task" | cut -d/ -f3); break; }
+		done
+		[ -n "$tid" ] || skip "no process with threads to look at"
+		try "$WPSNAP" save "$tid" -o f
+		[ ! -e "/proc/$pid/task/$tid" ] || break
 	done
-	[ -n "$tid" ] || skip "no process with threads to look at"
-	try "$WPSNAP" save "$tid" -o f
 	exits 2
 	says "is a thread of process $pid"
 }

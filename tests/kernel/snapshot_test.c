@@ -404,7 +404,7 @@ static void ranges_come_and_go_while_others_scan(void **state)
 		assert_true(id > 0);
 		b[i % 64 * TP] = 1;
 		if (i % 40 == 0) {
-			a[i * TP] ^= 1;
+			a[i % PAGES * TP] ^= 1;
 			fix_take_and_check(&f);
 		}
 		assert_int_equal(wpt_range_remove(f.t, id), 0);

@@ -65,7 +65,7 @@ static inline void sleep_us(unsigned us)
 /* Something that must come to pass, and does so soon on a machine that is not dead. */
 #define WAIT_FOR(condition)                                                                      \
 	do {                                                                                     \
-		uint64_t wait_end_ = wpt_now_ns() + 20000000000u;                                \
+		uint64_t wait_end_ = wpt_now_ns() + 120000000000u;                                \
 		while (!(condition)) {                                                           \
 			if (wpt_now_ns() > wait_end_)                                            \
 				fail_msg("%s:%d: waited in vain for %s", __FILE__, __LINE__, #condition); \

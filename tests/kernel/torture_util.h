@@ -134,6 +134,7 @@ static inline void fix_writer(struct fix *f)
 static int fix_try(struct fix *f, struct wpt_take_options *given)
 {
 	struct wpt_take_options o = { .size = sizeof(o) };
+	int r, tries = 0;
 
 	if (!given)
 		given = &o;
@@ -141,8 +142,11 @@ static int fix_try(struct fix *f, struct wpt_take_options *given)
 		given->quiesce = given->quiesce ? given->quiesce : fix_nothing;
 		given->resume = given->resume ? given->resume : fix_void;
 	}
-	f->stats = (struct wpt_take_stats){ .size = sizeof(f->stats) };
-	return wpt_writer_take(f->w, given, &f->stats);
+	do {
+		f->stats = (struct wpt_take_stats){ .size = sizeof(f->stats) };
+		r = wpt_writer_take(f->w, given, &f->stats);
+	} while (r == -WPT_E_STOP_TIMEOUT && ++tries < 100);
+	return r;
 }
 
 /* The number of pages of the last link that differ from memory as it is now. */
