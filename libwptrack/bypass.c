@@ -78,7 +78,10 @@ int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map)
 	file->inode = map->inode;
 	file->fd = fd;
 	file->regular = S_ISREG(st.st_mode);
-	file->tmpfs = fstatfs(fd, &fs) == 0 && (unsigned long)fs.f_type == TMPFS_MAGIC;
+	if (fstatfs(fd, &fs) == 0) {
+		file->tmpfs = (unsigned long)fs.f_type == TMPFS_MAGIC;
+		file->stacked = (unsigned long)fs.f_type == OVERLAYFS_SUPER_MAGIC;
+	}
 	file->use.dev = st.st_dev;
 	file->use.inode = st.st_ino;
 	if (file->regular)
@@ -439,8 +442,16 @@ int wpt_look_pinned(struct wpt_look *l)
 			}
 		}
 	}
-	wpt_vec_free(&t->pinned);
-	t->pinned = pieces;
+	/* A look that failed is no look: what was pinned before it may have been written to until now. */
+	for (i = 0; err && i < pieces.count; i++) {
+		struct wpt_piece *kept = wpt_vec_push(&t->pinned);
+
+		if (kept)
+			*kept = *wpt_vec_at(&pieces, struct wpt_piece, i);
+	}
+	wpt_vec_free(err ? &pieces : &t->pinned);
+	if (!err)
+		t->pinned = pieces;
 	return err;
 }
 

@@ -2,7 +2,12 @@
 #include "copy.h"
 
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#include "sys.h"
+
+#define MOMENTS 20u
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 {
@@ -421,6 +426,59 @@ static const struct wpt_scan_match *match_own(const struct wpt_area *a)
 	return a->kind == WPT_KIND_HUGETLB_PRIVATE ? &present : &wpt_match_populated;
 }
 
+/* Whether something is there that looks like a marker, and that the link has to say something of. */
+static bool may_migrate(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	static const struct wpt_scan_match marked = { .inverted = PAGE_IS_PRESENT, .mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED };
+	struct wpt_page_region run;
+	enum wpt_known known;
+	uint64_t run_end;
+
+	wpt_scan_start_any(&c->inner, start, end, &marked);
+	while (wpt_scan_next(&c->inner, &run) > 0)
+		if (wpt_ledger_next_nonzero(c->t->ledger, run.start, run.end, &known) < run.end ||
+		    wpt_ledger_next_taken(c->t->ledger, run.start, run.end, &run_end) < run.end ||
+		    wpt_tracker_next_unknown(c->t, run.start, run.end, &run_end) < run.end)
+			return true;
+	return false;
+}
+
+/*
+ * Private memory that is not present. A huge page looks like a marker while it is migrated, and the mapping can't be asked, which would allocate
+ * one where there is none. So what looks so gets a moment; what still does then is taken for zero, and looked at by the next link once more.
+ */
+static int add_gap(struct wpt_copy *c, uint64_t start, uint64_t end)
+{
+	const struct timespec moment = { .tv_nsec = 100000 };
+	struct wpt_page_region run;
+	enum wpt_known known;
+	uint64_t at = start;
+	bool waited = false;
+	int got, err = 0;
+
+	if (c->area->kind != WPT_KIND_HUGETLB_PRIVATE || start >= end)
+		return add_zero(c, start, end);
+	for (; c->moments && may_migrate(c, start, end); c->moments--, waited = true)
+		wpt_sys(SYS_nanosleep, &moment, NULL);
+	if (!waited)
+		return add_zero(c, start, end);
+	wpt_scan_start_any(&c->inner, start, end, match_own(c->area));
+	while (!err && (got = wpt_scan_next(&c->inner, &run)) >= 0) {
+		uint64_t stop = got ? run.start : end, page = at;
+
+		for (; !err && (page = wpt_ledger_next_nonzero(c->t->ledger, page, stop, &known)) < stop; page += WPT_PAGE)
+			err = wpt_ledger_dirty(c->t->ledger, page, page + WPT_PAGE);
+		if (!err)
+			err = add_zero(c, at, stop);
+		if (!got)
+			return err;
+		if (!err)
+			err = for_candidates(c, run.start, run.end, add_mapped);
+		at = run.end;
+	}
+	return err ? err : got;
+}
+
 /* Memory that no file is behind: what is not populated is zero. */
 static int copy_anon(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
@@ -431,7 +489,7 @@ static int copy_anon(struct wpt_copy *c, uint64_t start, uint64_t end)
 	wpt_scan_start_any(&c->outer, start, end, match_own(c->area));
 	while (!err && (got = wpt_scan_next(&c->outer, &run)) > 0) {
 		c->populated += run.end - run.start;
-		err = add_zero(c, at, run.start);
+		err = add_gap(c, at, run.start);
 		if (!err && run.categories & PAGE_IS_SWAPPED)
 			err = copy_swapped(c, run.start, run.end);
 		else if (!err)
@@ -442,8 +500,16 @@ static int copy_anon(struct wpt_copy *c, uint64_t start, uint64_t end)
 	if (!err && got == -ENOTTY)
 		return for_candidates(c, at, end, add_mapped);
 	if (!err)
-		err = got < 0 ? got : add_zero(c, at, end);
+		err = got < 0 ? got : add_gap(c, at, end);
 	return err;
+}
+
+/* Whether a file stands behind what the mapping shows, and can be read in its place. */
+static bool has_file(const struct wpt_copy *c)
+{
+	const struct wpt_area *a = c->area;
+
+	return a->file >= 0 && !(a->private_file && wpt_vec_at(&c->t->files, struct wpt_file, a->file)->stacked);
 }
 
 static int area_fd(const struct wpt_copy *c)
@@ -562,7 +628,10 @@ static int add_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
-/* Where data begins; the end of the file's offsets if there is none; -errno. */
+/*
+ * Where data begins; the end of the file's offsets if there is none; -errno. Of tmpfs it also waits for a write(2) that is under way, whose time of
+ * change was seen before what it writes.
+ */
 static off_t seek_data(const struct wpt_copy *c, off_t offset)
 {
 	off_t data = lseek(area_fd(c), offset, SEEK_DATA), again;
@@ -661,7 +730,7 @@ static int copy_span(struct wpt_copy *c, uint64_t start, uint64_t end)
 	if (is_anon(a))
 		return copy_anon(c, start, end);
 	/* Reported private pages are not known to be COWed or not, and files that can't be had leave no other way. */
-	if (a->file < 0 || (a->kind == WPT_KIND_REPORTED && a->private_file))
+	if (!has_file(c) || (a->kind == WPT_KIND_REPORTED && a->private_file))
 		return for_candidates(c, start, end, add_mapped);
 	return copy_file(c, start, end);
 }
@@ -675,7 +744,7 @@ static int copy_written(struct wpt_copy *c, uint64_t start, uint64_t end)
 	if (is_anon(c->area))
 		err = copy_anon(c, start, end);
 	else
-		err = c->area->file < 0 ? add_mapped(c, start, end) : emit_of(c->area)(c, start, end);
+		err = !has_file(c) ? add_mapped(c, start, end) : emit_of(c->area)(c, start, end);
 	c->pages_dirty = dirty; /* those that are gone included */
 	return err;
 }
@@ -755,6 +824,7 @@ int wpt_copy_run(struct wpt_copy *c)
 	c->nr_pieces = c->nr_again = 0;
 	c->piece_pages = 0;
 	c->spilled = false;
+	c->moments = MOMENTS;
 	c->err = 0;
 	for (i = 0; i < c->t->plan->areas.count && !err; i++) {
 		c->area = wpt_area_at(c->t->plan, i);

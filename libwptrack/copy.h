@@ -43,6 +43,7 @@ struct wpt_copy {
 	/* Of the last pass; of all. */
 	uint64_t pages_tracked, pages_dirty, pages_compared, pages_unreadable;
 	uint64_t swapped_in, staging_waits;
+	uint32_t moments;       /* that this pass may still wait for pages to be migrated */
 	bool spilled;           /* the last pass had to wait for memory: what was staged is the writer's threads' */
 };
 

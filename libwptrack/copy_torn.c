@@ -32,11 +32,16 @@ static void protect_again(struct wpt_copy *c, uint64_t start, uint64_t end)
 	while (!err && (got = wpt_scan_next(&c->check, &run)) > 0)
 		if (private)
 			err = wpt_tracker_note_cowed(c->t, &run);
-	/* Where the target unmapped something meanwhile: pages before that were protected, and nothing said of them. */
-	if (!err && got < 0 && private)
+	/*
+	 * Where the target unmapped something meanwhile pages before that were protected, and nothing said of them; and without PAGEMAP_SCAN's
+	 * protection what is protected may be another page than was seen.
+	 */
+	if (!err && (got < 0 || c->area->sparse) && private)
 		err = wpt_ledger_cow(c->t->ledger, start, end);
-	if (err)
+	if (err) {
 		c->err = err;
+		c->t->lost = true;
+	}
 }
 
 /* Memory that can't be protected: what reads the same twice is taken for one instant. */

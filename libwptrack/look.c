@@ -339,7 +339,7 @@ static int doubt_cowed(struct wpt_look *l, const struct wpt_area *a, uint64_t st
 	struct wpt_page_region run;
 	int got = 0, err = 0;
 
-	if (a->kind != WPT_KIND_FILE_PRIVATE || a->exact || a->sparse)
+	if (a->kind != WPT_KIND_FILE_PRIVATE || a->exact)
 		return 0;
 	wpt_scan_start_any(&l->t->scan, start, end, &populated);
 	while (!err && (got = wpt_scan_next(&l->t->scan, &run)) > 0)

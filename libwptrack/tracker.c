@@ -391,8 +391,9 @@ static void report_flush(struct scan_call *c)
 {
 	if (c->pending.start < c->pending.end && !c->result)
 		c->result = c->each(c->arg, &c->pending);
-	else if (c->result && c->rearm && c->pending.state != WPT_PAGES_ZERO)
-		wpt_ledger_dirty(c->t->ledger, c->pending.start, c->pending.end);
+	else if (c->result && c->rearm && c->pending.state != WPT_PAGES_ZERO &&
+		 wpt_ledger_dirty(c->t->ledger, c->pending.start, c->pending.end) != 0)
+		c->t->lost = true;
 	c->pending.start = c->pending.end = 0;
 }
 
@@ -528,7 +529,8 @@ static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t sta
 	if (!err)
 		return 0;
 	/* Pages may have been protected and not told of. */
-	c->t->lost |= c->rearm;
+	if (c->rearm)
+		c->t->lost = true;
 	report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
 	return 0;
 }

@@ -56,6 +56,7 @@ struct wpt_file {
 	uint32_t nr_areas;
 	bool regular;
 	bool tmpfs;
+	bool stacked;          /* overlayfs: what was mapped before the file was copied up is not what is read by its name */
 	bool inspected;        /* `use` is of this look or nothing happened since */
 	bool writer_seen, writer_before; /* another process may write to it: seen since the last look, or by that */
 	bool untracked_now, untracked_before; /* the target has a shared writable mapping of it that is not tracked */

@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -718,6 +719,8 @@ static void io_uring_fixed_buffers(void **state)
 	char *m = fix_anon(BYTES), path[100];
 	int fd = new_file("/var/tmp", path);
 	struct { void *base; size_t len; } iov = { m + 16 * TP, 32 * TP };
+	unsigned failed = 0;
+	struct rlimit limit;
 	struct fix f;
 
 	fix_fill(m, BYTES, 1);
@@ -730,6 +733,24 @@ static void io_uring_fixed_buffers(void **state)
 		ring_read_fixed(&r, fd, m + (16 + i * 5) * TP, TP);
 		fix_take_and_check(&f);
 	}
+	/* Buffers that are given up before a link that fails, wherever it does: the one after that has what was read into them. */
+	for (rlim_t i = 3; failed < 3 || i < 64; i++) {
+		int r2;
+
+		assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+		fix_fill(m + 200 * TP, TP, 100 + (unsigned)i);
+		assert_int_equal(pwrite(fd, m + 200 * TP, TP, 0), TP);
+		ring_read_fixed(&r, fd, m + (16 + i % 32) * TP, TP);
+		assert_int_equal(syscall(427, r.fd, 1 /* UNREGISTER_BUFFERS */, NULL, 0), 0);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &(struct rlimit){ i, limit.rlim_max }), 0);
+		r2 = fix_try(&f, NULL);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		failed += r2 == -EMFILE;
+		assert_true(r2 == 0 || r2 == -EMFILE);
+		fix_take_and_check(&f);
+		assert_int_equal(syscall(427, r.fd, 0, &iov, 1), 0);
+		fix_take_and_check(&f);
+	}
 	close(r.fd);
 	munmap(r.sq, 8192);
 	munmap(r.cq, 8192);
@@ -738,6 +759,79 @@ static void io_uring_fixed_buffers(void **state)
 	munmap(m, BYTES);
 	close(fd);
 	unlink(path);
+}
+
+/* ---- overlayfs ---- */
+
+static int copied_up_body(const char *dir)
+{
+	char path[128], options[300], *m;
+	struct fix f;
+	int lower, fd;
+
+	snprintf(options, sizeof(options), "lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", dir, dir, dir);
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, NULL)) {
+		printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
+		return 77;
+	}
+	for (const char *c = "luwm"; *c; c++) {
+		snprintf(path, sizeof(path), "%s/%c", dir, *c);
+		assert_int_equal(mkdir(path, 0700), 0);
+	}
+	if (mount("overlay", path, "overlay", 0, options)) {
+		printf("# skip: needs overlayfs: %s\n", strerror(errno));
+		return 77;
+	}
+	m = malloc(BYTES);
+	fix_fill(m, BYTES, 1);
+	snprintf(path, sizeof(path), "%s/l/file", dir);
+	lower = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_int_equal(pwrite(lower, m, BYTES, 0), BYTES);
+	free(m);
+	snprintf(path, sizeof(path), "%s/m/file", dir);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	m = fix_map(BYTES, MAP_PRIVATE, fd);
+	m[TP] = 7;
+	close(fd);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	/* Copied up, and another file from now on; but not to the mapping. */
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	assert_int_equal(ftruncate(fd, (off_t)(BYTES / 2)), 0);
+	assert_int_equal(pwrite(fd, path, sizeof(path), 5 * TP), sizeof(path));
+	fix_take_and_check(&f);
+	assert_int_equal(pwrite(fd, path, sizeof(path), 9 * TP), sizeof(path));
+	m[20 * TP] = 8;
+	fix_take_and_check(&f);
+	fix_close(&f);
+	return 0;
+}
+
+static void private_mapping_of_a_file_that_is_copied_up(void **state)
+{
+	char dir[64] = "/var/tmp/wptrack-overlay-XXXXXX";
+	int status;
+	pid_t pid;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	assert_non_null(mkdtemp(dir));
+	fflush(stdout);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		setenv("CMOCKA_TEST_ABORT", "1", 1); /* it runs no other test */
+		status = copied_up_body(dir);
+		fflush(stdout);
+		_exit(status);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	rmdir(dir);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
 }
 
 /*
@@ -782,6 +876,7 @@ int main(void)
 		cmocka_unit_test(reader_process_costs_nothing),
 		cmocka_unit_test(verify_content_sees_own_pwrite),
 		cmocka_unit_test(io_uring_fixed_buffers),
+		cmocka_unit_test(private_mapping_of_a_file_that_is_copied_up),
 	};
 
 	see_all();

@@ -98,6 +98,15 @@ plant 'a private page that fell back to the file is taken for clean' collect.c \
 plant 'what a scan that failed protected is not noted' copy_torn.c \
 	's/if \(!err && got < 0 && private\)/if (0)/' \
 	snapshot_test 'private_pages*fuzzy*' 'private_pages_of_a_file_in_fuzzy_links'
+plant 'what a scan that failed protected is not doubted' look.c \
+	's/(static int doubt_cowed\(.*?\|\| a->exact)\)/$1 || a->sparse)/s' \
+	snapshot_test 'private_pages*fail' 'private_pages_of_a_file_and_scans_that_fail'
+plant 'a file is read that was copied up since it was mapped' bypass.c \
+	's/file->stacked = [^;]*;/file->stacked = false;/' \
+	bypass_test '' 'copied_up'
+plant 'buffers that were pinned are forgotten by a look that fails' bypass.c \
+	's/wpt_vec_free\(err \? &pieces : &t->pinned\);\n\tif \(!err\)/wpt_vec_free(&t->pinned);/' \
+	bypass_test '' 'io_uring_fixed_buffers'
 plant 'a page that a write fault without its write made private is not noted' collect.c \
 	's/err = forget \? note_present\(/err = 0 \&\& forget ? note_present(/' \
 	snapshot_test 'write_faults*' 'write_faults_that_are_not_repeated'

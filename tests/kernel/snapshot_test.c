@@ -1156,6 +1156,46 @@ static void private_pages_of_a_file_that_were_scanned_before_they_were_swapped(v
 	free(data);
 }
 
+/* Another mapping in the place of the second half ends a scan in its middle: what it protected before that, it can't tell. */
+static void scans_that_fail_before_private_pages_are_swapped(const char *backend)
+{
+	const size_t bytes = 4u << 20;
+	int fd = memfd_create("private", MFD_CLOEXEC);
+	char *data = malloc(bytes), *m;
+	struct fix f;
+
+	fix_fill(data, bytes, 1);
+	assert_int_equal(pwrite(fd, data, bytes, 0), bytes);
+	m = fix_map(bytes, MAP_PRIVATE, fd);
+	way_backend = backend;
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, m, bytes);
+	assert_int_equal(wpt_tracker_arm(f.t), 0);
+	fix_fill(m, bytes / 2, 2);
+	madvise(m, bytes, MADV_PAGEOUT);
+	assert_true(mmap(m + bytes / 2, bytes / 2, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, (off_t)bytes / 2) == m + bytes / 2);
+	fix_fill(m + bytes / 2, bytes / 2, 3);
+	assert_int_equal(wpt_tracker_scan(f.t, 0, UINT64_MAX, WPT_SCAN_REARM, ignore_run, NULL), 0);
+	fix_fill(data, bytes, 4);
+	assert_int_equal(pwrite(fd, data, bytes, 0), bytes);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	way_backend = NULL;
+	munmap(m, bytes);
+	close(fd);
+	free(data);
+}
+
+static void private_pages_of_a_file_and_scans_that_fail(void **state)
+{
+	(void)state;
+	if (!fix_supported() || !have_swap())
+		skip();
+	scans_that_fail_before_private_pages_are_swapped(NULL);
+	scans_that_fail_before_private_pages_are_swapped("sync");
+}
+
 struct remapped {
 	struct hammer h;
 	char *m;
@@ -1441,6 +1481,7 @@ int main(void)
 		cmocka_unit_test(registers),
 		cmocka_unit_test(reading_does_not_inflate_the_target),
 		cmocka_unit_test(private_pages_of_a_file_that_were_scanned_before_they_were_swapped),
+		cmocka_unit_test(private_pages_of_a_file_and_scans_that_fail),
 		cmocka_unit_test(private_pages_of_a_file_in_fuzzy_links_while_mappings_change),
 		cmocka_unit_test(write_faults_that_are_not_repeated),
 		cmocka_unit_test(clean_swapped_pages_stay_in_swap),
