@@ -491,6 +491,9 @@ static int arm_new(struct wpt_look *l, struct wpt_area *a, uint64_t start, uint6
 /* Whether the old plan's area already tracks the new one's memory, as far as mappings tell; the kernel's check decides. */
 static bool same_memory(const struct wpt_area *o, const struct wpt_area *a)
 {
+	/* What was written while nobody tracked it could not be reported: the same range added again is another. */
+	if (a->kind == WPT_KIND_REPORTED && o->range_id != a->range_id)
+		return false;
 	return o->armed && !o->skipped && o->kind == a->kind && o->exact == a->exact && o->file == a->file &&
 	       (a->file < 0 || o->offset - o->start == a->offset - a->start);
 }

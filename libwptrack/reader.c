@@ -53,7 +53,8 @@ int wpt_link_probe(struct wpt_source *s, uint64_t end, struct wpt_link_place *pl
 	place->start = end - length;
 	place->end = end;
 	rc = wpt_link_head(s, place->start, &place->head);
-	if (rc == -WPT_E_NOT_SNAPSHOT)
+	/* With a trailer behind it nothing is cut off. */
+	if (rc == -WPT_E_NOT_SNAPSHOT || rc == -WPT_E_TRUNCATED)
 		return -WPT_E_DAMAGED;
 	if (rc)
 		return rc;

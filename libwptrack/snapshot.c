@@ -409,6 +409,8 @@ static int take_paused(struct wpt_take *k, bool later)
 	k->copy.refuse = k->o.flags & WPT_TAKE_REFUSE;
 	if (!err)
 		err = wpt_copy_run(&k->copy);
+	/* Mode cow may come here twice: those of the instant whose memory the link has. */
+	wpt_vec_clear(&k->registers);
 	if (!err && k->o.flags & WPT_TAKE_REGISTERS && !wpt_target_is_self(t->target))
 		err = wpt_target_registers(t->target, &k->registers);
 	if (!err)

@@ -111,6 +111,39 @@ static void a_torn_tail_is_cut_off(void **state)
 	munmap(m, BYTES);
 }
 
+/* One bit in the head of the last link, which makes its length that of more than there is. */
+static void a_damaged_head_is_no_torn_base(void **state)
+{
+	char *m, *bytes, *after;
+	size_t last, len;
+	struct fix f;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	m = fix_anon(BYTES);
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	last = slurp(f.chain, &bytes);
+	free(bytes);
+	fix_fill(m, TP, 2);
+	fix_take_and_check(&f);
+	append_close(&f);
+	len = slurp(f.chain, &bytes);
+	bytes[last + 5] ^= (char)0x80;
+	spill(f.chain, bytes, len);
+	assert_int_equal(append_open(&f), -WPT_E_DAMAGED);
+	assert_int_equal(slurp(f.chain, &after), len);
+	assert_memory_equal(after, bytes, len);
+	free(after);
+	free(bytes);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
 /* A file of increments whose base lies beside it. That the base is cut off is no reason to begin the file anew. */
 static void what_is_whole_is_not_thrown_away(void **state)
 {
@@ -231,6 +264,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_file_is_continued),
 		cmocka_unit_test(a_torn_tail_is_cut_off),
+		cmocka_unit_test(a_damaged_head_is_no_torn_base),
 		cmocka_unit_test(what_is_whole_is_not_thrown_away),
 		cmocka_unit_test(the_name_of_a_new_chain_is_durable),
 	};

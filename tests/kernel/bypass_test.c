@@ -761,6 +761,27 @@ static void io_uring_fixed_buffers(void **state)
 	unlink(path);
 }
 
+/* What the owner wrote in between it could not report. */
+static void reported_ranges_that_are_removed_and_added_again(void **state)
+{
+	char *m = fix_anon(BYTES);
+	struct fix f;
+
+	(void)state;
+	fix_fill(m, BYTES, 1);
+	fix_tracker(&f, 0, WPT_BACKEND_REPORTED, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	assert_int_equal(wpt_range_remove(f.t, f.id[0]), 0);
+	m[3 * TP] ^= 1;
+	f.nr = 0;
+	fix_add(&f, m, BYTES);
+	fix_take_and_check(&f);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
 /* ---- overlayfs ---- */
 
 static int copied_up_body(const char *dir)
@@ -876,6 +897,7 @@ int main(void)
 		cmocka_unit_test(reader_process_costs_nothing),
 		cmocka_unit_test(verify_content_sees_own_pwrite),
 		cmocka_unit_test(io_uring_fixed_buffers),
+		cmocka_unit_test(reported_ranges_that_are_removed_and_added_again),
 		cmocka_unit_test(private_mapping_of_a_file_that_is_copied_up),
 	};
 
