@@ -367,6 +367,9 @@ static int emit_zero(struct wpt_layer_writer *w, const struct job *job, const st
 			continue;
 		}
 		ret = wpt_ledger_classify(l, at, WPT_KNOWN_ZERO, NULL);
+		/* A page that was staged counts as data also when its copy was zero and is known to be: no end of the run. */
+		if (ret > 0)
+			ret = 0;
 		at += WPT_PAGE;
 	}
 	return ret < 0 ? ret : record(w, WPT_FMT_ZERO, start, (at - start) / WPT_PAGE);

@@ -475,6 +475,50 @@ static void batch_may_hold_a_page_twice(void **state)
 	image_free(got);
 }
 
+/* A page that is staged counts as data until the end of the link, also when its copy turned out to be zero: it is no end of a run of zeros. */
+static void zeros_around_a_staged_page_of_zeros_are_all_said(void **state)
+{
+	struct image *got = image_new();
+	struct wpt_ledger *ledger;
+	uint8_t page[WPT_PAGE];
+
+	(void)state;
+	assert_int_equal(wpt_ledger_open(&ledger), 0);
+	for (int link = 0; link < 2; link++) {
+		struct wpt_layer_params p = params(false, 2, ledger);
+		struct wpt_layer_writer *w;
+		struct wpt_batch *b;
+		struct opened o;
+		struct sink s;
+
+		sink_open(&s);
+		w = writer_open(&s, &p);
+		b = batch_get(w);
+		memset(page, link ? 0 : 5, sizeof(page));
+		for (uint64_t i = 0; i < 5; i++)
+			if (!link || i == 2)
+				page_add(b, i, page, WPT_ITEM_DATA);
+		submit(w, b);
+		if (link) {
+			assert_int_equal(wpt_ledger_stage(ledger, BASE_ADDR + 2 * WPT_PAGE, 1, 0), 0);
+			b = batch_get(w);
+			item_add(b, BASE_ADDR, 5, WPT_ITEM_ZERO);
+			submit(w, b);
+		}
+		finish(w, &s);
+		wpt_ledger_commit(ledger);
+		link_read(&s, got, &o);
+		for (uint64_t i = 0; i < 5; i++) {
+			memset(page, link ? 0 : 5, sizeof(page));
+			assert_memory_equal(got->data + i * WPT_PAGE, page, WPT_PAGE);
+			assert_int_equal(wpt_ledger_known(ledger, BASE_ADDR + i * WPT_PAGE), link ? WPT_KNOWN_ZERO : WPT_KNOWN_DATA);
+		}
+		sink_close(&s);
+	}
+	wpt_ledger_close(ledger);
+	image_free(got);
+}
+
 static void terabytes_of_nothing_are_quick_and_small(void **state)
 {
 	const uint64_t tib_pages = (uint64_t)1 << 28;
@@ -1040,6 +1084,7 @@ int main(void)
 		cmocka_unit_test(ledger_hears_of_copies_in_the_order_of_the_file),
 		cmocka_unit_test(ledger_hears_of_a_batch_that_goes_back_before_the_next),
 		cmocka_unit_test(batch_may_hold_a_page_twice),
+		cmocka_unit_test(zeros_around_a_staged_page_of_zeros_are_all_said),
 		cmocka_unit_test(terabytes_of_nothing_are_quick_and_small),
 		cmocka_unit_test(torn_pages_are_flagged_and_said_again),
 		cmocka_unit_test(identity_does_not_depend_on_how_the_link_was_made),
