@@ -1,10 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * wpsnap watch and run: a base and increments, by time and by signal.
- *
- * One thread waits for three descriptors: signals (blocked, so none is lost while a link is taken), the period's timer, and the target's
- * pidfd. What came during a link is found at the next wait and answered by one link.
- */
+/* wpsnap watch and run: a base and increments, by time and by signal. */
 #include "wpsnap.h"
 
 #include <errno.h>
@@ -13,9 +8,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/signalfd.h>
 #include <sys/syscall.h>
-#include <sys/timerfd.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,82 +16,23 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
-#ifndef SYS_pidfd_send_signal
-#define SYS_pidfd_send_signal 424
-#endif
 
 #define EXEC_ATTEMPTS 10
 
 struct watch {
 	struct session s;
 	const struct opts *o;
-	int signals, timer, pidfd;
+	struct events e;
+	int pidfd;
 	pid_t pid;
 	bool child;               /* the target is run's own child */
 	bool tracking;            /* the session is open */
 	uint64_t attempts;        /* links tried, complete or not */
 };
 
-struct events {
-	bool signal, period, end, gone;
-};
-
-static int block_signals(sigset_t *old)
+static int wait_events(struct watch *w, bool *gone)
 {
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGUSR1);
-	if (sigprocmask(SIG_BLOCK, &set, old))
-		return -errno;
-	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-/* Periods count from the end of the base. A period of 0 leaves the timer off. */
-static void start_timer(struct watch *w)
-{
-	struct itimerspec its = { 0 };
-
-	its.it_interval.tv_sec = (time_t)(w->o->every_ns / 1000000000);
-	its.it_interval.tv_nsec = (long)(w->o->every_ns % 1000000000);
-	its.it_value = its.it_interval;
-	timerfd_settime(w->timer, 0, &its, NULL);
-}
-
-static void read_signals(struct watch *w, struct events *e)
-{
-	struct signalfd_siginfo si;
-
-	while (read(w->signals, &si, sizeof(si)) == (ssize_t)sizeof(si)) {
-		if (si.ssi_signo == SIGUSR1)
-			e->signal = true;
-		else if (!w->child)
-			e->end = true;
-		else if (si.ssi_code != SI_KERNEL) /* the terminal sent it to the command, too */
-			syscall(SYS_pidfd_send_signal, w->pidfd, (int)si.ssi_signo, NULL, 0);
-	}
-}
-
-static int wait_events(struct watch *w, struct events *e)
-{
-	struct pollfd fds[] = {
-		{ .fd = w->signals, .events = POLLIN },
-		{ .fd = w->timer, .events = POLLIN },
-		{ .fd = w->pidfd, .events = POLLIN },
-	};
-	uint64_t expirations;
-
-	memset(e, 0, sizeof(*e));
-	if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
-		return errno == EINTR ? 0 : -errno;
-	read_signals(w, e);
-	if (fds[1].revents & POLLIN && read(w->timer, &expirations, sizeof(expirations)) == (ssize_t)sizeof(expirations))
-		e->period = true;
-	if (fds[2].revents)
-		e->gone = true;
-	return 0;
+	return events_wait(&w->e, &w->pidfd, gone, 1);
 }
 
 static bool count_reached(const struct watch *w)
@@ -140,7 +74,7 @@ static int open_session(struct watch *w, bool new_chain)
 /* Returns the exit code. */
 static int watch_loop(struct watch *w)
 {
-	struct events e;
+	bool gone;
 	int err;
 
 	err = try_link(w, "base");
@@ -148,7 +82,7 @@ static int watch_loop(struct watch *w)
 		session_end(&w->s, "failed");
 		return exit_code_of(err);
 	}
-	start_timer(w);
+	events_start_timer(&w->e, w->o->every_ns);
 	for (;;) {
 		if (w->s.out_failed) {
 			complain("watch: cannot write to standard output: its reader has gone; the links so far are complete");
@@ -158,18 +92,18 @@ static int watch_loop(struct watch *w)
 			session_end(&w->s, "count");
 			break;
 		}
-		err = wait_events(w, &e);
+		err = wait_events(w, &gone);
 		if (err)
 			return report(err, NULL, "watch: cannot wait for process %d", (int)w->pid);
-		if (!e.gone && (e.signal || e.period))
-			e.gone = try_link(w, e.signal ? "SIGUSR1" : "timer") == -WPT_E_GONE;
-		if (e.gone) {
+		if (!gone && (w->e.signal || w->e.period))
+			gone = try_link(w, w->e.signal ? "SIGUSR1" : "timer") == -WPT_E_GONE;
+		if (gone) {
 			complain("watch: process %d exited or executed another program; %llu links of it are complete in %s", (int)w->pid,
 				 (unsigned long long)w->s.nr_links, w->o->output);
 			session_end(&w->s, "gone");
 			return EXIT_GONE;
 		}
-		if (e.end && !w->s.out_failed) {
+		if (w->e.end && !w->s.out_failed) {
 			session_end(&w->s, "signal");
 			break;
 		}
@@ -182,31 +116,18 @@ static int watch_loop(struct watch *w)
 /* `mask` (may be NULL) gets the signal mask as it was. */
 static int watch_open(struct watch *w, const struct opts *o, FILE *out, sigset_t *mask)
 {
-	int err;
-
 	memset(w, 0, sizeof(*w));
 	w->o = o;
 	w->s.o = o;
 	w->s.out = out;
-	w->timer = w->pidfd = -1;
-	w->signals = block_signals(mask);
-	if (w->signals < 0)
-		return report(w->signals, NULL, "%s: cannot receive signals", o->cmd->name);
-	w->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-	if (w->timer < 0) {
-		err = -errno;
-		return report(err, NULL, "%s: cannot make a timer", o->cmd->name);
-	}
-	return EXIT_OK;
+	w->pidfd = -1;
+	return events_open(&w->e, o->cmd, mask);
 }
 
 static void watch_close(struct watch *w)
 {
 	stop_tracking(w);
-	if (w->signals >= 0)
-		close(w->signals);
-	if (w->timer >= 0)
-		close(w->timer);
+	events_close(&w->e);
 	if (w->pidfd >= 0)
 		close(w->pidfd);
 }
@@ -290,6 +211,7 @@ static int start_command(struct watch *w, const sigset_t *mask)
 		return err == ENOENT ? 127 : 126;
 	}
 	w->pidfd = (int)syscall(SYS_pidfd_open, w->pid, 0);
+	w->e.pass_on = w->pidfd;
 	if (w->pidfd >= 0)
 		return EXIT_OK;
 	report(-errno, "the command runs on without snapshots", "run: cannot watch process %d", (int)w->pid);
@@ -330,22 +252,22 @@ static void run_link(struct watch *w, const char *trigger)
 
 static int run_loop(struct watch *w)
 {
-	struct events e;
+	bool gone;
 	int err;
 
 	if (open_session(w, false))
 		without(w);
 	else
 		run_link(w, "base");
-	start_timer(w);
+	events_start_timer(&w->e, w->o->every_ns);
 	for (;;) {
-		err = wait_events(w, &e);
+		err = wait_events(w, &gone);
 		if (err)
 			return report(err, NULL, "run: cannot wait for process %d", (int)w->pid);
-		if (e.gone)
+		if (gone)
 			break;
-		if (w->tracking && (e.signal || e.period))
-			run_link(w, e.signal ? "SIGUSR1" : "timer");
+		if (w->tracking && (w->e.signal || w->e.period))
+			run_link(w, w->e.signal ? "SIGUSR1" : "timer");
 	}
 	session_end(&w->s, "gone");
 	stop_tracking(w);

@@ -12,6 +12,7 @@
 #define _GNU_SOURCE
 #endif
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -184,6 +185,22 @@ int spec_resolve(pid_t pid, const char *const *specs, size_t nr, struct spans *o
 
 /* EXIT_OK and a pidfd, or an exit code; has said why. */
 int proc_open(const struct command *cmd, const char *arg, pid_t *pid, int *pidfd);
+
+/* ---- events.c: what a watch waits for ---- */
+
+struct events {
+	int signals, timer;
+	int pass_on;              /* a pidfd that gets SIGINT and SIGTERM; -1: they end the watch */
+	bool signal, period, end; /* what came: SIGUSR1, the timer, SIGINT or SIGTERM */
+};
+
+/* Blocks the signals; `mask` (may be NULL) gets the mask as it was. Returns an exit code, and has said why. */
+int events_open(struct events *e, const struct command *cmd, sigset_t *mask);
+void events_close(struct events *e);
+/* Periods count from here. 0 leaves the timer off. */
+void events_start_timer(struct events *e, uint64_t every_ns);
+/* Waits for something of it; gone[i]: the process of pidfds[i] (-1: none) has ended. */
+int events_wait(struct events *e, const int *pidfds, bool *gone, size_t nr);
 
 /* ---- session.c: a tracker and a writer, for save, watch and run ---- */
 
