@@ -7,6 +7,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <linux/memfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
@@ -52,6 +53,21 @@ static struct wpt_file *file_entry(struct wpt_tracker *t)
 	return wpt_vec_push(&t->files);
 }
 
+/*
+ * Of a memfd, shared anonymous memory and System V segments inotify tells nothing but truncation; of files of a tmpfs that is mounted it tells
+ * all. The former are those of the kernel's own mount, the one a new memfd is on.
+ */
+static bool is_silent(const struct stat *st)
+{
+	struct stat own;
+	int fd = (int)wpt_sys(SYS_memfd_create, "", MFD_CLOEXEC);
+	bool silent = fd < 0 || fstat(fd, &own) != 0 || own.st_dev == st->st_dev;
+
+	if (fd >= 0)
+		close(fd);
+	return silent;
+}
+
 /* The mapping's file in the table, opened at its first appearance; -1 if it can't be had. */
 int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map)
 {
@@ -80,6 +96,7 @@ int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map)
 	file->regular = S_ISREG(st.st_mode);
 	if (fstatfs(fd, &fs) == 0) {
 		file->tmpfs = (unsigned long)fs.f_type == TMPFS_MAGIC;
+		file->silent = file->tmpfs && is_silent(&st);
 		file->stacked = (unsigned long)fs.f_type == OVERLAYFS_SUPER_MAGIC;
 	}
 	file->use.dev = st.st_dev;
@@ -117,9 +134,10 @@ static void file_changed(void *arg, int watch)
 }
 
 /*
- * A memfd tells nobody of pwrite(2) and of punched holes, but its time of change does, and private writes leave that alone (write faults of shared
- * mappings don't, so it says nothing of those). A time as fresh as the look may hide another change in the same tick of the clock. And it is asked
- * before the areas are looked at: what changes afterwards changes it once more, and the next look sees that.
+ * A memfd tells nobody of pwrite(2) and of punched holes, but its time of change does, and private writes leave that alone. (Of a file on a tmpfs
+ * that is mounted write faults move it, too, and everything would seem changed at every look; but there inotify tells.) A time as fresh as the
+ * look may hide another change in the same tick of the clock. And it is asked before the areas are looked at: what changes afterwards changes it
+ * once more, and the next look sees that.
  */
 void wpt_look_times(struct wpt_look *l)
 {
@@ -132,7 +150,7 @@ void wpt_look_times(struct wpt_look *l)
 	clock_gettime(CLOCK_REALTIME_COARSE, &now);
 	for (i = 0; i < t->files.count; i++) {
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
-		if (file->fd < 0 || !file->tmpfs || fstat(file->fd, &st) != 0)
+		if (file->fd < 0 || !file->silent || fstat(file->fd, &st) != 0)
 			continue;
 		file->times_changed = file->times_changed || file->fresh ||
 				      st.st_ctim.tv_sec != file->ctime.tv_sec || st.st_ctim.tv_nsec != file->ctime.tv_nsec;

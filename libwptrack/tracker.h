@@ -56,12 +56,13 @@ struct wpt_file {
 	uint32_t nr_areas;
 	bool regular;
 	bool tmpfs;
+	bool silent;           /* a memfd or its like: inotify tells nothing of pwrite(2) and punched holes */
 	bool stacked;          /* overlayfs: what was mapped before the file was copied up is not what is read by its name */
 	bool inspected;        /* `use` is of this look or nothing happened since */
 	bool writer_seen, writer_before; /* another process may write to it: seen since the last look, or by that */
 	bool untracked_now, untracked_before; /* the target has a shared writable mapping of it that is not tracked */
 	bool changed;          /* by a system call since the last look */
-	bool times_changed;    /* tmpfs: so says its time of change, or that is too fresh to say; since the last look that was whole */
+	bool times_changed;    /* of a silent one: so says its time of change, or that is too fresh to say; since the last look that was whole */
 	bool fresh;
 	struct timespec ctime; /* at the last look */
 	struct wpt_file_use use;

@@ -782,7 +782,36 @@ static void reported_ranges_that_are_removed_and_added_again(void **state)
 	munmap(m, BYTES);
 }
 
-/* ---- overlayfs ---- */
+/* ---- file systems of their own ---- */
+
+/* Runs `body` in a process with a tmpfs of these options in a folder; 77: it has printed why it skips. */
+static void in_tmpfs(const char *options, int (*body)(const char *dir))
+{
+	char dir[64] = "/var/tmp/wptrack-tmpfs-XXXXXX";
+	int status = 77;
+	pid_t pid;
+
+	if (!fix_supported())
+		skip();
+	assert_non_null(mkdtemp(dir));
+	fflush(stdout);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		setenv("CMOCKA_TEST_ABORT", "1", 1); /* it runs no other test */
+		if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, options))
+			printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
+		else
+			status = body(dir);
+		fflush(stdout);
+		_exit(status);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	rmdir(dir);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
+}
 
 static int copied_up_body(const char *dir)
 {
@@ -791,10 +820,6 @@ static int copied_up_body(const char *dir)
 	int lower, fd;
 
 	snprintf(options, sizeof(options), "lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", dir, dir, dir);
-	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, NULL)) {
-		printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
-		return 77;
-	}
 	for (const char *c = "luwm"; *c; c++) {
 		snprintf(path, sizeof(path), "%s/%c", dir, *c);
 		assert_int_equal(mkdir(path, 0700), 0);
@@ -831,28 +856,72 @@ static int copied_up_body(const char *dir)
 
 static void private_mapping_of_a_file_that_is_copied_up(void **state)
 {
-	char dir[64] = "/var/tmp/wptrack-overlay-XXXXXX";
-	int status;
-	pid_t pid;
-
 	(void)state;
-	if (!fix_supported())
-		skip();
-	assert_non_null(mkdtemp(dir));
-	fflush(stdout);
-	pid = fork();
-	assert_true(pid >= 0);
-	if (pid == 0) {
-		setenv("CMOCKA_TEST_ABORT", "1", 1); /* it runs no other test */
-		status = copied_up_body(dir);
-		fflush(stdout);
-		_exit(status);
+	in_tmpfs(NULL, copied_up_body);
+}
+
+/* ---- tmpfs ---- */
+
+/*
+ * Of a file on a tmpfs that is mounted inotify tells of holes, so that nothing is compared of what is in memory and the target has not mapped, as
+ * after a restore into the file, though each write to the mapping moves the file's time of change.
+ */
+static int unmapped_pages_body(const char *dir)
+{
+	const size_t huge = 2 << 20;
+	struct churn c = { .bytes = 2 * huge };
+	unsigned zeroed = 0;
+	pthread_t reader;
+	char path[128], *room;
+	struct fix f;
+	off_t at;
+
+	snprintf(path, sizeof(path), "%s/file", dir);
+	c.fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(c.fd >= 0);
+	assert_int_equal(ftruncate(c.fd, (off_t)c.bytes), 0);
+	room = fix_map(c.bytes + huge, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+	c.m = room + (huge - (uintptr_t)room % huge) % huge;
+	assert_true(mmap(c.m, c.bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, c.fd, 0) == c.m);
+	fix_fill(c.m, c.bytes, 1);
+	/* Back in again, with nothing mapped. */
+	assert_int_equal(madvise(c.m, c.bytes, MADV_DONTNEED), 0);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, c.m, c.bytes);
+	fix_writer(&f);
+	fix_take(&f);
+	for (unsigned i = 0; i < 3; i++) {
+		c.m[i * 7 * TP]++;
+		fix_take(&f);
+		assert_int_equal(f.stats.pages_compared, 0);
+		assert_in_range(f.stats.pages_dirty, 1, 2);
 	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	rmdir(dir);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
-		skip();
-	assert_int_equal(status, 0);
+	fix_take_and_check(&f);
+	assert_int_equal(pthread_create(&reader, NULL, churn_read, &c), 0);
+	for (unsigned i = 0; i < 60 && zeroed < 3; i++) {
+		at = (off_t)((1 + i * 37 % 1000) * TP);
+		if (i % 10 == 0) {
+			fix_fill(c.m, c.bytes, i);
+			madvise(c.m, c.bytes, MADV_COLLAPSE);
+			fix_take_and_check(&f);
+		}
+		assert_int_equal(fallocate(c.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, TP), 0);
+		zeroed += lseek(c.fd, at, SEEK_HOLE) != at;
+		if (i % 2)
+			assert_int_equal(madvise(c.m + (size_t)at + 3 * TP, TP, MADV_REMOVE), 0);
+		fix_take_and_check(&f);
+	}
+	print_message("# %u pages that were punched are no holes\n", zeroed);
+	atomic_store(&c.stop, true);
+	pthread_join(reader, NULL);
+	fix_close(&f);
+	return 0;
+}
+
+static void unmapped_pages_of_a_file_on_tmpfs(void **state)
+{
+	(void)state;
+	in_tmpfs("huge=always", unmapped_pages_body);
 }
 
 /*
@@ -899,8 +968,10 @@ int main(void)
 		cmocka_unit_test(io_uring_fixed_buffers),
 		cmocka_unit_test(reported_ranges_that_are_removed_and_added_again),
 		cmocka_unit_test(private_mapping_of_a_file_that_is_copied_up),
+		cmocka_unit_test(unmapped_pages_of_a_file_on_tmpfs),
 	};
 
+	cmocka_set_test_filter(getenv("WPT_ONLY"));
 	see_all();
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
