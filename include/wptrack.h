@@ -619,6 +619,18 @@ WPT_API int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct 
 WPT_API int wpt_chain_restore_file(struct wpt_chain *c, uint64_t start, uint64_t end, const char *path,
 				   uint64_t *nr_unreadable, wpt_progress *progress, void *arg);
 
+/*
+ * Restore [start, end) into `fd` from `offset` on, where all must read as zeros before: only pages that are not zero are written, by pwrite(2),
+ * so that what is sparse stays so. `fd` is open for writing: a regular file, a memfd, or a /proc/PID/mem (`offset` is an address there, and all
+ * that is not zero must be mapped). Its position stays; it is neither truncated, nor extended where the end is zero, nor synced. Unreadable
+ * pages stay zeros and are counted in *nr_unreadable (may be NULL). After an error or a cancel some of the pages are written.
+ * Errors: -EINVAL (end before start; fd has O_APPEND), -EBADF (also of a fd that is not open for writing), -EFBIG (it would end behind INT64_MAX),
+ * -errno of pwrite (of a file of hugetlbfs -EINVAL: it has to be mapped and written as memory), WPT_E_DAMAGED, -ECANCELED, -ENOMEM.
+ * Threads: writes to fd from several at once, see wpt_chain_set_threads(), and from none after it returned. Since 0.1.
+ */
+WPT_API int wpt_chain_restore_fd(struct wpt_chain *c, uint64_t start, uint64_t end, int fd, uint64_t offset,
+				 uint64_t *nr_unreadable, wpt_progress *progress, void *arg);
+
 /* Restore [start, end) to `buf` in the caller's memory. Pages that hold the right bytes already are not written to. */
 WPT_API int wpt_chain_restore_memory(struct wpt_chain *c, uint64_t start, uint64_t end, void *buf, uint64_t *nr_unreadable);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Memory images out of a chain: to a file, to the caller's memory, to a folder of images.
+ * Memory images out of a chain: to a file, to a descriptor, to the caller's memory, to a folder of images.
  *
- * A file is written under a temporary name and appears whole or not at all. What the chain does not know is zero.
+ * A file that has a name is written under a temporary one and appears whole or not at all. What the chain does not know is zero.
  */
 #include "chain.h"
 
@@ -122,6 +122,7 @@ struct output {
 	int fd;
 	bool sparse;
 	const uint8_t *zeros; /* PIECE bytes, if not sparse */
+	uint64_t base;        /* if sparse: where the image begins in the file */
 };
 
 static int write_all(int fd, const uint8_t *data, size_t len)
@@ -157,6 +158,29 @@ static int pwrite_all(int fd, const uint8_t *data, size_t len, uint64_t offset)
 	return 0;
 }
 
+/*
+ * What is not zero of data, in units of the file's own pages: a page that was torn when it was copied is stored as data also if it is zero.
+ * At `at` the file reads as zeros.
+ */
+static int pwrite_nonzero(int fd, const uint8_t *data, size_t len, uint64_t at)
+{
+	static const uint8_t zeros[WPT_PAGE];
+	size_t from, to, n;
+	int rc;
+
+	/* [from, to) is to be written. */
+	for (from = to = 0; to < len; to += n) {
+		n = WPT_MIN(len - to, WPT_PAGE - (size_t)((at + to) & (WPT_PAGE - 1)));
+		if (memcmp(data + to, zeros, n))
+			continue;
+		rc = pwrite_all(fd, data + from, to - from, at + from);
+		if (rc)
+			return rc;
+		from = to + n;
+	}
+	return pwrite_all(fd, data + from, to - from, at + from);
+}
+
 static int output_emit(void *arg, uint64_t offset, const uint8_t *data, uint64_t len)
 {
 	struct output *o = arg;
@@ -164,7 +188,7 @@ static int output_emit(void *arg, uint64_t offset, const uint8_t *data, uint64_t
 	int rc;
 
 	if (o->sparse)
-		return data ? pwrite_all(o->fd, data, (size_t)len, offset) : 0;
+		return data ? pwrite_nonzero(o->fd, data, (size_t)len, o->base + offset) : 0;
 	for (; len; len -= n) {
 		n = (size_t)WPT_MIN(len, (uint64_t)PIECE);
 		rc = write_all(o->fd, data ? data : o->zeros, n);
@@ -178,7 +202,7 @@ static int output_emit(void *arg, uint64_t offset, const uint8_t *data, uint64_t
 
 static int restore_stdout(struct job *j)
 {
-	struct output o = { STDOUT_FILENO, false, NULL };
+	struct output o = { .fd = STDOUT_FILENO };
 	uint8_t *zeros = calloc(1, PIECE);
 	int rc;
 
@@ -193,19 +217,26 @@ static int restore_stdout(struct job *j)
 	return rc;
 }
 
-/* The image of the job's range into an empty regular file. */
-static int restore_fd(struct job *j, int fd)
+/* The image of the job's range from `base` on, where the file reads as zeros. */
+static int restore_sparse(struct job *j, int fd, uint64_t base)
 {
-	struct output o = { fd, true, NULL };
+	struct output o = { .fd = fd, .sparse = true, .base = base };
+
+	j->emit = output_emit;
+	j->emit_arg = &o;
+	return job_run(j);
+}
+
+/* The image of the job's range into an empty regular file. */
+static int restore_new(struct job *j, int fd)
+{
 	int rc;
 
 	if (j->end - j->start > (uint64_t)INT64_MAX)
 		return -EFBIG;
-	j->emit = output_emit;
-	j->emit_arg = &o;
 	if (ftruncate(fd, (off_t)(j->end - j->start)))
 		return -errno;
-	rc = job_run(j);
+	rc = restore_sparse(j, fd, 0);
 	if (rc)
 		return rc;
 	return fsync(fd) ? -errno : 0;
@@ -297,7 +328,7 @@ static int restore_path(struct job *j, const char *path)
 		close(dir_fd);
 		return rc;
 	}
-	rc = restore_fd(j, fd);
+	rc = restore_new(j, fd);
 	if (close(fd) && !rc)
 		rc = -errno;
 	if (!rc)
@@ -320,6 +351,32 @@ int wpt_chain_restore_file(struct wpt_chain *c, uint64_t start, uint64_t end, co
 		return -EINVAL;
 	j.total = end - start;
 	rc = strcmp(path, "-") ? restore_path(&j, path) : restore_stdout(&j);
+	if (nr_unreadable)
+		*nr_unreadable = j.nr_unreadable;
+	return rc;
+}
+
+int wpt_chain_restore_fd(struct wpt_chain *c, uint64_t start, uint64_t end, int fd, uint64_t offset,
+			 uint64_t *nr_unreadable, wpt_progress *progress, void *arg)
+{
+	struct job j = { .chain = c, .start = start, .end = end, .progress = progress, .progress_arg = arg };
+	int flags, rc;
+
+	if (end < start)
+		return -EINVAL;
+	j.total = end - start;
+	if (offset > (uint64_t)INT64_MAX || j.total > (uint64_t)INT64_MAX - offset)
+		return -EFBIG;
+	flags = fcntl(fd, F_GETFL);
+	if (flags < 0)
+		return -errno;
+	/* Also where there is nothing to write, so that the mistake shows at once. */
+	if ((flags & O_ACCMODE) == O_RDONLY)
+		return -EBADF;
+	/* There pwrite(2) writes to the end, wherever it is told to. */
+	if (flags & O_APPEND)
+		return -EINVAL;
+	rc = restore_sparse(&j, fd, offset);
 	if (nr_unreadable)
 		*nr_unreadable = j.nr_unreadable;
 	return rc;
@@ -446,7 +503,7 @@ static int restore_image(struct job *j, int dir_fd, const struct wpt_range_info 
 		return -errno;
 	j->start = r->start;
 	j->end = r->end;
-	rc = restore_fd(j, fd);
+	rc = restore_new(j, fd);
 	if (close(fd) && !rc)
 		rc = -errno;
 	index_line(index, r, file);

@@ -14,7 +14,9 @@
 #include <inttypes.h>
 #include <limits.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -295,6 +297,32 @@ static void standard_output_gets_the_zeros_too(void **state)
 	free(want);
 }
 
+/* By several threads, into a memfd that may neither grow nor shrink. */
+static void check_large_fd(struct wpt_chain *c, uint64_t start, const uint8_t *want, size_t len)
+{
+	const size_t at = 3 * WPT_PAGE + 5;
+	int fd = memfd_create("large", MFD_ALLOW_SEALING);
+	uint8_t *got = malloc(len), edge[2 * WPT_PAGE];
+	struct watch w = { 0 };
+
+	assert_true(fd >= 0);
+	assert_non_null(got);
+	assert_int_equal(ftruncate(fd, (off_t)(at + len)), 0);
+	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK), 0);
+	memset(edge, 0x5a, sizeof(edge));
+	assert_int_equal(pwrite(fd, edge, sizeof(edge), (off_t)(at - sizeof(edge))), sizeof(edge));
+	assert_int_equal(wpt_chain_set_threads(c, 4), 0);
+	assert_int_equal(wpt_chain_restore_fd(c, start, start + len, fd, at, NULL, watch, &w), 0);
+	assert_int_equal(wpt_chain_set_threads(c, 0), 0);
+	assert_int_equal(w.last, len);
+	assert_int_equal(pread(fd, got, len, (off_t)at), len);
+	assert_memory_equal(got, want, len);
+	assert_int_equal(pread(fd, got, sizeof(edge), (off_t)(at - sizeof(edge))), sizeof(edge));
+	assert_memory_equal(got, edge, sizeof(edge));
+	free(got);
+	close(fd);
+}
+
 /* Every page of a large range has its own number in it; the second link changes every seventh, and a run that no frame holds whole. */
 static void a_large_range_is_gathered_piece_by_piece(void **state)
 {
@@ -368,6 +396,7 @@ static void a_large_range_is_gathered_piece_by_piece(void **state)
 		assert_true(got[n - 9] == 0xcc);
 		free(got);
 	}
+	check_large_fd(c, start, memory, n);
 	for (i = 0; i < nr; i += 997) {
 		assert_int_equal(wpt_chain_read(c, start + i * WPT_PAGE, page, WPT_PAGE), 0);
 		assert_memory_equal(page, memory + (size_t)i * WPT_PAGE, WPT_PAGE);
@@ -405,6 +434,379 @@ static void memory_that_is_right_is_not_written_to(void **state)
 	assert_memory_equal(memory + 11, want + 1234, len - 1234 - 777);
 	assert_true(memory[10] == 0x5a && memory[11 + len - 1234 - 777] == 0x5a);
 	munmap(memory, len);
+	free(want);
+}
+
+/* ---- into what exists ---- */
+
+#define MARK 0x5a
+#define ROOM ((size_t)64 * WPT_PAGE)
+
+enum place_kind { PLACE_FILE, PLACE_MEMFD, PLACE_MEMORY, PLACE_KINDS };
+
+/* ROOM bytes that are MARK but for [at, at + len), which was never written to; `shadow` is what they are to become. */
+struct place {
+	int fd;
+	uint64_t base;     /* of the bytes in the file */
+	uint8_t *memory;   /* PLACE_MEMORY: they are there */
+	uint8_t *shadow;
+	size_t at, len;
+};
+
+/* In a process of qemu-user, which need not have the addresses of the emulator, PLACE_MEMORY, the last, is left out. */
+static int nr_places(void)
+{
+	static const char mark[] = "who reads this reads the memory of this process";
+	int fd = open("/proc/self/mem", O_RDONLY);
+	char got[sizeof(mark)] = "";
+	bool own;
+
+	assert_true(fd >= 0);
+	own = pread(fd, got, sizeof(got), (off_t)(uintptr_t)mark) == (ssize_t)sizeof(got) && !memcmp(got, mark, sizeof(mark));
+	close(fd);
+	if (!own)
+		printf("# /proc/self/mem is the memory of an emulator, not restored into\n");
+	return own ? PLACE_KINDS : PLACE_MEMORY;
+}
+
+static void place_write(const struct place *p, size_t from, size_t to)
+{
+	if (p->memory)
+		memset(p->memory + from, MARK, to - from);
+	else
+		assert_int_equal(pwrite(p->fd, p->shadow + from, to - from, (off_t)from), to - from);
+}
+
+static void place_open(struct fixture *f, struct place *p, enum place_kind kind, size_t at, const uint8_t *want, size_t len)
+{
+	char path[128];
+
+	*p = (struct place){ .fd = -1, .at = at, .len = len };
+	assert_true(at + len <= ROOM);
+	snprintf(path, sizeof(path), "%s/place", f->dir);
+	if (kind == PLACE_FILE)
+		p->fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+	else if (kind == PLACE_MEMFD)
+		p->fd = memfd_create("place", MFD_ALLOW_SEALING);
+	else
+		p->fd = open("/proc/self/mem", O_RDWR);
+	assert_true(p->fd >= 0);
+	if (kind == PLACE_FILE)
+		assert_int_equal(unlink(path), 0);
+	if (kind == PLACE_MEMORY) {
+		/* Shared, since in private memory /proc/PID/mem may write to what is read-only. */
+		p->memory = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+		assert_true(p->memory != MAP_FAILED);
+		p->base = (uintptr_t)p->memory;
+	} else {
+		assert_int_equal(ftruncate(p->fd, (off_t)ROOM), 0);
+	}
+	p->shadow = malloc(ROOM);
+	assert_non_null(p->shadow);
+	memset(p->shadow, MARK, ROOM);
+	memcpy(p->shadow + at, want, len);
+	place_write(p, 0, at);
+	place_write(p, at + len, ROOM);
+}
+
+/* All ROOM bytes as they are now; free() them. */
+static uint8_t *place_bytes(const struct place *p)
+{
+	uint8_t *got = malloc(ROOM);
+	struct stat st;
+
+	assert_non_null(got);
+	if (p->memory) {
+		memcpy(got, p->memory, ROOM);
+		return got;
+	}
+	assert_int_equal(fstat(p->fd, &st), 0);
+	assert_int_equal(st.st_size, ROOM);
+	assert_int_equal(pread(p->fd, got, ROOM, 0), ROOM);
+	return got;
+}
+
+/* After an error: each byte is the right one or still zero, and outside nothing changed. */
+static void place_check_partial(const struct place *p)
+{
+	uint8_t *got = place_bytes(p);
+	size_t i;
+
+	for (i = 0; i < ROOM; i++) {
+		bool zero = i >= p->at && i < p->at + p->len && !got[i];
+
+		if (got[i] != p->shadow[i] && !zero)
+			fail_msg("byte %zu is %#x instead of %#x", i, got[i], p->shadow[i]);
+	}
+	free(got);
+}
+
+static void place_close(struct place *p)
+{
+	if (p->memory)
+		munmap(p->memory, ROOM);
+	close(p->fd);
+	free(p->shadow);
+}
+
+static void check_place(struct fixture *f, enum place_kind kind, uint64_t start, uint64_t end, size_t at)
+{
+	uint64_t unreadable = 99, want_unreadable;
+	uint8_t *want = expected(f, start, end, &want_unreadable), *got;
+	struct watch w = { 0 };
+	struct place p;
+
+	place_open(f, &p, kind, at, want, (size_t)(end - start));
+	assert_int_equal(lseek(p.fd, 123, SEEK_SET), 123);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, p.fd, p.base + at, &unreadable, watch, &w), 0);
+	assert_int_equal(lseek(p.fd, 0, SEEK_CUR), 123);
+	got = place_bytes(&p);
+	assert_memory_equal(got, p.shadow, ROOM);
+	assert_int_equal(unreadable, want_unreadable);
+	assert_true(w.last == end - start && w.last == w.total);
+	free(got);
+	free(want);
+	place_close(&p);
+}
+
+static void what_exists_gets_the_bytes_at_an_offset(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t start, end;
+	int nr = nr_places(), kind, i;
+
+	for (kind = 0; kind < nr; kind++) {
+		for (i = 0; i < 4; i++) {
+			check_place(f, kind, sample_ranges[i].start, sample_ranges[i].end, 0);
+			check_place(f, kind, sample_ranges[i].start, sample_ranges[i].end, 3 * WPT_PAGE);
+			check_place(f, kind, sample_ranges[i].start, sample_ranges[i].end, 5 * WPT_PAGE + 1234);
+		}
+		check_place(f, kind, sample_ranges[1].start, sample_ranges[2].end, 48 * WPT_PAGE);
+		check_place(f, kind, 0x10000, 0x10000, 7);
+		for (i = 0; i < 60; i++) {
+			start = sample_ranges[i % 4].start - 0x3000 + sample_random(&f->s) % 0xa000;
+			end = start + 1 + sample_random(&f->s) % (i % 3 ? 0x8000 : 9);
+			check_place(f, kind, start, end, (size_t)(sample_random(&f->s) % 0x20000));
+		}
+	}
+}
+
+#define TORN_START 0x400000ull
+#define TORN_PAGES 40u
+
+/* A full link of one run of pages that were torn when they were copied, so that nobody knew which of them are zero. */
+static struct wpt_chain *chain_of_torn(const uint8_t *pages, uint8_t **copy)
+{
+	struct wpt_layer_params p = { .full = true, .level = 1, .nr_threads = 1, .staging_bytes = 4 << 20 };
+	struct wpt_layer_range range = { TORN_START, TORN_START + TORN_PAGES * WPT_PAGE, WPT_KIND_ANON, 0, "torn" };
+	struct wpt_layer_result result;
+	struct wpt_layer_writer *w;
+	struct wpt_chain *c = NULL;
+	struct wpt_sink *sink;
+	struct wpt_batch *b;
+	const void *data;
+	size_t len;
+
+	assert_int_equal(wpt_sink_memory(&sink, &data, &len), 0);
+	assert_int_equal(wpt_layer_writer_open(&w, sink, &p), 0);
+	assert_int_equal(wpt_layer_batch_get(w, &b, true), 0);
+	memcpy(b->data, pages, TORN_PAGES * WPT_PAGE);
+	b->nr_pages = TORN_PAGES;
+	b->items[b->nr_items++] = (struct wpt_item){ TORN_START, TORN_PAGES, WPT_ITEM_TORN };
+	assert_int_equal(wpt_layer_batch_submit(w, b), 0);
+	assert_int_equal(wpt_layer_ranges(w, &range, 1), 0);
+	assert_int_equal(wpt_layer_finish(w, 1, 1, &result), 0);
+	assert_int_equal(result.pages_torn, TORN_PAGES);
+	wpt_layer_writer_close(w);
+	assert_int_equal(sink->commit(sink), 0);
+	*copy = malloc(len);
+	memcpy(*copy, data, len);
+	sink->close(sink);
+	assert_int_equal(wpt_chain_open_memory(&c, *copy, len), 0);
+	return c;
+}
+
+static bool torn_zero(size_t page)
+{
+	return page % 3 == 0 || page % 8 == 7;
+}
+
+/* Where pages are zero the memory is read-only: to write there fails. */
+static void check_writes(struct fixture *f, struct wpt_chain *c, const uint8_t *want)
+{
+	const size_t len = TORN_PAGES * WPT_PAGE;
+	struct place p;
+	size_t i;
+
+	place_open(f, &p, PLACE_MEMORY, WPT_PAGE, want, len);
+	for (i = 0; i < TORN_PAGES; i++)
+		if (torn_zero(i))
+			assert_int_equal(mprotect(p.memory + (i + 1) * WPT_PAGE, WPT_PAGE, PROT_READ), 0);
+	assert_int_equal(wpt_chain_restore_fd(c, TORN_START, TORN_START + len, p.fd, p.base + WPT_PAGE, NULL, NULL, NULL), 0);
+	assert_memory_equal(p.memory, p.shadow, ROOM);
+	/* Of many writes only the first fails. */
+	assert_int_equal(mprotect(p.memory + 2 * WPT_PAGE, WPT_PAGE, PROT_READ), 0);
+	assert_int_equal(wpt_chain_restore_fd(c, TORN_START, TORN_START + len, p.fd, p.base + WPT_PAGE, NULL, NULL, NULL), -EIO);
+	place_close(&p);
+}
+
+static void only_what_is_not_zero_is_written(void **state)
+{
+	const size_t len = TORN_PAGES * WPT_PAGE;
+	struct fixture *f = *state;
+	uint8_t *want = calloc(1, len), *copy, *got;
+	struct wpt_chain *c;
+	struct place p;
+	size_t i, at;
+	int nr = nr_places(), kind;
+
+	for (i = 0; i < TORN_PAGES; i++)
+		if (!torn_zero(i))
+			sample_fill(&f->s, want + i * WPT_PAGE);
+	c = chain_of_torn(want, &copy);
+	for (kind = 0; kind < nr; kind++) {
+		for (at = 0; at < 20000; at += 2 * WPT_PAGE + 777) {
+			place_open(f, &p, kind, at, want, len);
+			assert_int_equal(wpt_chain_restore_fd(c, TORN_START, TORN_START + len, p.fd, p.base + at, NULL, NULL, NULL), 0);
+			got = place_bytes(&p);
+			assert_memory_equal(got, p.shadow, ROOM);
+			free(got);
+			place_close(&p);
+		}
+	}
+	if (nr > PLACE_MEMORY)
+		check_writes(f, c, want);
+	wpt_chain_close(c);
+	free(copy);
+	free(want);
+}
+
+static void what_is_zero_stays_a_hole(void **state)
+{
+	const uint64_t offset = 5ull << 30;
+	struct fixture *f = *state;
+	struct stat st;
+	char path[128];
+	int fd, i;
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	for (i = 0; i < 2; i++) {
+		fd = i ? memfd_create("image", 0) : open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
+		assert_true(fd >= 0);
+		/* 0x10000 is where the first range begins. The file grows as far as there is data, not to the end of 8 GiB. */
+		assert_int_equal(wpt_chain_restore_fd(f->c, 0, 8ull << 30, fd, offset, NULL, NULL, NULL), 0);
+		assert_int_equal(fstat(fd, &st), 0);
+		assert_true((uint64_t)st.st_size > offset + 0x10000 && (uint64_t)st.st_size <= offset + 0x20000);
+		assert_true(i || (uint64_t)st.st_blocks * 512 <= 64 * WPT_PAGE);
+		/* Nothing but zeros: not a byte longer. */
+		assert_int_equal(wpt_chain_restore_fd(f->c, 1ull << 30, 2ull << 30, fd, 9ull << 30, NULL, NULL, NULL), 0);
+		assert_true((uint64_t)lseek(fd, 0, SEEK_END) == (uint64_t)st.st_size);
+		assert_true((uint64_t)lseek(fd, 0, SEEK_DATA) >= offset);
+		/* Nor is it cut. */
+		assert_int_equal(ftruncate(fd, (off_t)(offset * 2)), 0);
+		assert_int_equal(wpt_chain_restore_fd(f->c, 0x10000, 0x20000, fd, 0, NULL, NULL, NULL), 0);
+		assert_true((uint64_t)lseek(fd, 0, SEEK_END) == offset * 2);
+		close(fd);
+	}
+}
+
+static void what_can_not_be_restored_into_is_refused(void **state)
+{
+	const uint64_t start = 0x10000, end = 0x20000, none = 1ull << 30;
+	struct fixture *f = *state;
+	char path[128];
+	struct stat st;
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/image", f->dir);
+	fd = open(path, O_WRONLY | O_CREAT | O_EXCL, 0600);
+	assert_int_equal(wpt_chain_restore_fd(f->c, end, start, fd, 0, NULL, NULL, NULL), -EINVAL);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, fd, INT64_MAX - 0xffff, NULL, NULL, NULL), -EFBIG);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, fd, UINT64_MAX - 0xfff, NULL, NULL, NULL), -EFBIG);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, start, fd, 1ull << 63, NULL, NULL, NULL), -EFBIG);
+	assert_int_equal(wpt_chain_restore_fd(f->c, 0, UINT64_MAX, fd, 0, NULL, NULL, NULL), -EFBIG);
+	/* The last offset that there is; nothing is there to be written. */
+	assert_int_equal(wpt_chain_restore_fd(f->c, none, none + 0xffff, fd, INT64_MAX - 0xffff, NULL, NULL, NULL), 0);
+	assert_int_equal(fcntl(fd, F_SETFL, O_APPEND), 0);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, fd, 0, NULL, NULL, NULL), -EINVAL);
+	assert_int_equal(fstat(fd, &st), 0);
+	assert_int_equal(st.st_size, 0);
+	close(fd);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, fd, 0, NULL, NULL, NULL), -EBADF);
+	/* Whatever there is to be written. */
+	fd = open(path, O_RDONLY);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, fd, 0, NULL, NULL, NULL), -EBADF);
+	assert_int_equal(wpt_chain_restore_fd(f->c, none, none + 1, fd, 0, NULL, NULL, NULL), -EBADF);
+	close(fd);
+}
+
+static void a_restore_that_was_cancelled_can_be_made_again(void **state)
+{
+	const uint64_t start = 0x10000, end = 0x20000;
+	const size_t at = 9 * WPT_PAGE + 100;
+	struct fixture *f = *state;
+	uint64_t unreadable;
+	uint8_t *want = expected(f, start, end, &unreadable), *got;
+	struct watch w;
+	struct place p;
+	int nr = nr_places(), kind;
+
+	for (kind = 0; kind < nr; kind++) {
+		place_open(f, &p, kind, at, want, (size_t)(end - start));
+		w = (struct watch){ .cancel_at = 2 };
+		assert_int_equal(wpt_chain_restore_fd(f->c, start, end, p.fd, p.base + at, NULL, watch, &w), -ECANCELED);
+		place_check_partial(&p);
+		assert_int_equal(w.calls, 2);
+		assert_int_equal(wpt_chain_restore_fd(f->c, start, end, p.fd, p.base + at, NULL, NULL, NULL), 0);
+		got = place_bytes(&p);
+		assert_memory_equal(got, p.shadow, ROOM);
+		free(got);
+		place_close(&p);
+	}
+	free(want);
+}
+
+static void what_can_not_be_written_is_reported(void **state)
+{
+	const uint64_t start = 0x10000, end = 0x20000;
+	const size_t at = 9 * WPT_PAGE + 100;
+	struct fixture *f = *state;
+	struct rlimit limit, old;
+	uint64_t unreadable;
+	uint8_t *want = expected(f, start, end, &unreadable);
+	size_t last = (size_t)(end - start);
+	struct place p;
+	int rc;
+
+	while (last && !want[last - 1])
+		last--;
+	assert_true(last > 0);
+	/* The last byte that is not zero is behind what a file may have. */
+	place_open(f, &p, PLACE_FILE, at, want, (size_t)(end - start));
+	assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
+	limit = old;
+	limit.rlim_cur = (rlim_t)(at + last - 1);
+	signal(SIGXFSZ, SIG_IGN);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+	rc = wpt_chain_restore_fd(f->c, start, end, p.fd, at, NULL, NULL, NULL);
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &old), 0);
+	signal(SIGXFSZ, SIG_DFL);
+	assert_int_equal(rc, -EFBIG);
+	place_check_partial(&p);
+	place_close(&p);
+	/* A memfd and memory that may not be written to any more. */
+	place_open(f, &p, PLACE_MEMFD, at, want, (size_t)(end - start));
+	assert_int_equal(fcntl(p.fd, F_ADD_SEALS, F_SEAL_WRITE), 0);
+	assert_int_equal(wpt_chain_restore_fd(f->c, start, end, p.fd, at, NULL, NULL, NULL), -EPERM);
+	place_check_partial(&p);
+	place_close(&p);
+	if (nr_places() > PLACE_MEMORY) {
+		place_open(f, &p, PLACE_MEMORY, at, want, (size_t)(end - start));
+		assert_int_equal(mprotect(p.memory, ROOM, PROT_READ), 0);
+		assert_int_equal(wpt_chain_restore_fd(f->c, start, end, p.fd, p.base + at, NULL, NULL, NULL), -EIO);
+		place_check_partial(&p);
+		place_close(&p);
+	}
 	free(want);
 }
 
@@ -608,6 +1010,12 @@ int main(void)
 		cmocka_unit_test_setup_teardown(standard_output_gets_the_zeros_too, setup, teardown),
 		cmocka_unit_test(a_large_range_is_gathered_piece_by_piece),
 		cmocka_unit_test_setup_teardown(memory_that_is_right_is_not_written_to, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_exists_gets_the_bytes_at_an_offset, setup, teardown),
+		cmocka_unit_test_setup_teardown(only_what_is_not_zero_is_written, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_is_zero_stays_a_hole, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_can_not_be_restored_into_is_refused, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_restore_that_was_cancelled_can_be_made_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_can_not_be_written_is_reported, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_has_an_image_of_every_range, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_can_not_lead_out_of_the_folder, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_fails_leaves_nothing, setup, teardown),
