@@ -28,6 +28,9 @@ once = $(eval $(1) := $(2))$($(1))
 PKGS := libzstd libxxhash liburcu-bp
 PKG_CFLAGS = $(call once,PKG_CFLAGS,$(shell $(PKG_CONFIG) --cflags $(PKGS)))
 PKG_LIBS = $(call once,PKG_LIBS,$(shell $(PKG_CONFIG) --libs $(PKGS)))
+# Only wpsnap: it talks to QEMU's monitor.
+JANSSON_CFLAGS = $(call once,JANSSON_CFLAGS,$(shell $(PKG_CONFIG) --cflags jansson))
+JANSSON_LIBS = $(call once,JANSSON_LIBS,$(shell $(PKG_CONFIG) --libs jansson))
 CMOCKA = $(call once,CMOCKA,$(shell $(PKG_CONFIG) --cflags --libs cmocka))
 
 BASE_CFLAGS = -std=gnu11 -Wall -Wextra $(WERROR) -pthread -ffile-prefix-map=$(CURDIR)=. -Iinclude
@@ -62,14 +65,14 @@ $(B)/libwptrack/%.o: libwptrack/%.c
 
 $(B)/tools/%.o: tools/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -MMD -MP -c $< -o $@
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) $(JANSSON_CFLAGS) -MMD -MP -c $< -o $@
 
 $(B)/libwptrack.a: $(LIB_OBJ)
 	@rm -f $@
 	$(AR) rcsD $@ $^
 
 $(B)/wpsnap: $(CLI_OBJ) $(B)/libwptrack.a
-	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(JANSSON_LIBS) $(LIBS) -o $@
 
 # A header and a map that disagree stop the build: the script finds what only one of them has, the linker what nobody defines.
 $(B)/$(SHARED): $(LIB_OBJ) libwptrack/libwptrack.map include/wptrack.h scripts/check-map

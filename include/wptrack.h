@@ -408,7 +408,10 @@ enum wpt_take_flags {
 	WPT_TAKE_REGISTERS = 1u << 1 /* store the registers of the target's threads (attached, mode pause) */
 };
 
-/* A section of the caller's own to go into the link. */
+/*
+ * A section of the caller's own to go into the link. `data` and `len` are read when the target runs again, so that they may be set by the
+ * callbacks of wpt_take_options; what they point to must stay until wpt_writer_take() returns.
+ */
 struct wpt_section {
 	uint32_t type;     /* enum wpt_section_type, or from WPT_SECTION_USER up */
 	uint32_t reserved;

@@ -40,7 +40,7 @@ refused()
 		for c in $COMMANDS; do
 			grep -qE "^  $c " out
 		done
-		lacks 'prune|heatmap|qemu|://' out
+		lacks 'prune|heatmap|://' out
 	done
 }
 
@@ -66,6 +66,39 @@ refused()
 	done
 }
 
+@test "commands of qemu: help, usage, and what is no monitor" {
+	local c
+
+	try "$WPSNAP" --help
+	for c in save watch restore; do
+		grep -qE "^  qemu $c " out
+	done
+	for c in save watch restore; do
+		try "$WPSNAP" qemu $c --help
+		exits 0
+		says "usage: wpsnap qemu $c " out
+	done
+	refused 'qemu takes save, watch or restore' qemu
+	refused 'qemu takes save, watch or restore' qemu frob
+	refused 'an argument is missing' qemu save -o f
+	refused '-o is missing' qemu watch socket
+	refused "no option '--mode'" qemu save socket -o f --mode fuzzy
+	refused '--pid is of one machine' qemu watch a b -o d --pid 1
+	refused '--device-limit takes a size' qemu save socket -o f --device-limit 2G
+	try "$WPSNAP" qemu save "$T/none" -o f
+	exits 1
+	says "no monitor at $T/none"
+	says 'server=on,wait=off'
+	try "$WPSNAP" qemu watch err -o d
+	exits 1
+	says 'no monitor at err'
+	[ ! -e f ] && [ ! -e d ]
+	messages_are_ours
+	try "$WPSNAP" qemu restore "$ROOT/tests/golden/v1-base.wps" -- false
+	exits 1
+	says 'does not say what machine it is of'
+}
+
 @test "--help to a full disk fails" {
 	status=0
 	"$WPSNAP" --help >/dev/full 2>err || status=$?
@@ -74,7 +107,7 @@ refused()
 }
 
 @test "unknown commands, also those of later versions, are refused" {
-	for c in copy prune heatmap qemu snap '' -x; do
+	for c in copy prune heatmap snap '' -x; do
 		refused 'no command' "$c"
 	done
 }

@@ -948,6 +948,16 @@ static void forked_child_may_not(void **state)
 
 /* ---- what else a link holds ---- */
 
+/* In the pause: as the state of a machine, which is not known before. */
+static int section_in_the_pause(void *arg)
+{
+	struct wpt_section *s = arg;
+
+	s->data = "e=f";
+	s->len = 4;
+	return 0;
+}
+
 static void sections(void **state)
 {
 	(void)state;
@@ -971,8 +981,10 @@ static void sections(void **state)
 	assert_int_equal(fix_try(&f, &o), 0);
 	fix_take_and_check(&f); /* without: the last link that has it counts */
 	o.nr_sections = 1;
-	s[0].data = "e=f";
-	s[0].len = 4;
+	s[0].data = NULL;
+	s[0].len = 0;
+	o.paused = section_in_the_pause;
+	o.arg = s;
 	assert_int_equal(fix_try(&f, &o), 0);
 	snprintf(name, sizeof(name), "%s@%" PRIu64, f.chain, f.stats.sequence);
 	assert_int_equal(wpt_chain_open(&c, name), 0);

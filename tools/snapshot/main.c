@@ -7,6 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#define VM_SYNOPSIS "\n           [--pid PID] [--device-limit SIZE] [--backend auto|async|sync] [--level N] [--threads N]\n" \
+	"           [--verify-content] [--assume-sole-writer] [--staging SIZE] [--refuse] [--rounds N]\n" \
+	"           [--target-pause TIME] [--stop-timeout TIME] [--cmdline] [-q] [--json]"
+
 #define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|cow|fuzzy] [--backend auto|async|sync]\n" \
 	"           [--level N] [--threads N] [--verify-content] [--assume-sole-writer] [--staging SIZE]\n" \
 	"           [--refuse] [--rounds N] [--target-pause TIME] [--stop-timeout TIME]\n" \
@@ -31,15 +35,26 @@ static const struct command commands[] = {
 	  "a chain into one full snapshot", cmd_merge },
 	{ "restore", CMD_RESTORE, 1, 1, false, true, "CHAIN -o OUT [--range SPEC] [--threads N] [-q]",
 	  "a raw image of one range; a folder for several", cmd_restore },
+	{ "qemu save", CMD_QEMU_SAVE, 1, 1, false, true, "SOCKET -o FILE [--parent CHAIN]" VM_SYNOPSIS,
+	  "one snapshot of a running virtual machine, by its QMP socket", cmd_qemu_save },
+	{ "qemu watch", CMD_QEMU_WATCH, 1, -1, false, true, "SOCKET... -o DIR [--every TIME] [--count N] [--new] [--hot-set off|auto]" VM_SYNOPSIS,
+	  "a base and increments of virtual machines", cmd_qemu_watch },
+	{ "qemu restore", CMD_QEMU_RESTORE, 1, -1, false, false, "CHAIN [--paused] [--threads N] [-q] [-- QEMU ARGS...]",
+	  "start a virtual machine where a snapshot left it", cmd_qemu_restore },
 };
 
-const struct command *command_find(const char *name)
+/* `second` (may be NULL) is the next argument, for commands of two words. */
+static const struct command *command_find(const char *name, const char *second)
 {
-	size_t i;
+	size_t i, len = strlen(name);
 
-	for (i = 0; i < ARRAY_SIZE(commands); i++)
+	for (i = 0; i < ARRAY_SIZE(commands); i++) {
 		if (strcmp(commands[i].name, name) == 0)
 			return &commands[i];
+		if (second && strncmp(commands[i].name, name, len) == 0 && commands[i].name[len] == ' ' &&
+		    strcmp(commands[i].name + len + 1, second) == 0)
+			return &commands[i];
+	}
 	return NULL;
 }
 
@@ -49,7 +64,7 @@ static void print_usage(FILE *f)
 
 	fputs("usage: wpsnap COMMAND [ARGS]...\n\nSnapshots of the memory of a running process.\n\n", f);
 	for (i = 0; i < ARRAY_SIZE(commands); i++)
-		fprintf(f, "  %-8s  %s\n", commands[i].name, commands[i].purpose);
+		fprintf(f, "  %-12s  %s\n", commands[i].name, commands[i].purpose);
 	fputs("\nwpsnap COMMAND --help says more; so does wpsnap(1).\n", f);
 }
 
@@ -100,6 +115,7 @@ static int run_command(const struct command *cmd, int argc, char **argv)
 int main(int argc, char **argv)
 {
 	const struct command *cmd;
+	int words;
 
 	if (!hold_standard_descriptors())
 		return EXIT_FAILED;
@@ -115,8 +131,11 @@ int main(int argc, char **argv)
 	}
 	if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0)
 		return print_version();
-	cmd = command_find(argv[1]);
+	cmd = command_find(argv[1], argv[2]);
+	if (!cmd && strcmp(argv[1], "qemu") == 0)
+		return usage_error(NULL, "qemu takes save, watch or restore");
 	if (!cmd)
 		return usage_error(NULL, "no command is named '%s'", argv[1]);
-	return run_command(cmd, argc - 2, argv + 2);
+	words = strchr(cmd->name, ' ') ? 2 : 1;
+	return run_command(cmd, argc - 1 - words, argv + 1 + words);
 }

@@ -12,9 +12,13 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define CMD_TAKE (CMD_SAVE | CMD_WATCH | CMD_RUN)
+#define CMD_QEMU (CMD_QEMU_SAVE | CMD_QEMU_WATCH)
+#define CMD_PROCESS (CMD_SAVE | CMD_WATCH | CMD_RUN)
+#define CMD_TAKE (CMD_PROCESS | CMD_QEMU)
+#define CMD_PERIODS (CMD_WATCH | CMD_RUN | CMD_QEMU_WATCH)
 #define CMD_ALL UINT32_MAX
 #define MIN_STAGING (4ull << 20)
+#define MAX_DEVICE_STATE (1ull << 30)
 
 struct option_def {
 	const char *name;
@@ -175,35 +179,53 @@ static int set_count(struct opts *o, const char *value)
 	return EXIT_OK;
 }
 
+static int set_pid(struct opts *o, const char *value)
+{
+	if (parse_pid(value, &o->pid))
+		return usage_error(o->cmd, "--pid '%s' is not the pid of a process", value);
+	return EXIT_OK;
+}
+
+static int set_device_limit(struct opts *o, const char *value)
+{
+	if (parse_size(value, &o->device_limit) || o->device_limit == 0 || o->device_limit > MAX_DEVICE_STATE)
+		return usage_error(o->cmd, "--device-limit takes a size such as 64M, at most 1G, not '%s'", value);
+	return EXIT_OK;
+}
+
 #define FLAG(member) NULL, offsetof(struct opts, member)
 
 static const struct option_def options[] = {
 	{ "output", 'o', "OUT", CMD_TAKE | CMD_MERGE | CMD_RESTORE, "where to write; - is standard output where a file will do",
 	  set_output, 0 },
-	{ "parent", 0, "CHAIN", CMD_SAVE, "store only what differs from this chain", set_parent, 0 },
-	{ "every", 0, "TIME", CMD_WATCH | CMD_RUN, "period of links, 5s by default; 0: on SIGUSR1 only", set_every, 0 },
-	{ "count", 0, "N", CMD_WATCH | CMD_RUN, "end after N links, the base and failed attempts included", set_count, 0 },
-	{ "new", 0, NULL, CMD_WATCH | CMD_RUN, "start a new chain beside another target's", FLAG(new_chain) },
-	{ "range", 0, "SPEC", CMD_TAKE | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
-	{ "mode", 0, "MODE", CMD_TAKE, "pause (default) or cow: one instant of all memory; fuzzy: no pause", set_mode, 0 },
+	{ "parent", 0, "CHAIN", CMD_SAVE | CMD_QEMU_SAVE, "store only what differs from this chain", set_parent, 0 },
+	{ "every", 0, "TIME", CMD_PERIODS, "period of links, 5s by default; 0: on SIGUSR1 only", set_every, 0 },
+	{ "count", 0, "N", CMD_PERIODS, "end after N links, the base and failed attempts included", set_count, 0 },
+	{ "new", 0, NULL, CMD_PERIODS, "start a new chain beside another target's", FLAG(new_chain) },
+	{ "range", 0, "SPEC", CMD_PROCESS | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
+	{ "mode", 0, "MODE", CMD_PROCESS, "pause (default) or cow: one instant of all memory; fuzzy: no pause", set_mode, 0 },
 	{ "backend", 0, "BACKEND", CMD_TAKE, "async: the kernel notes writes; sync: wpsnap resolves them; auto: what there is", set_backend, 0 },
 	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19, or auto; 1 by default", set_level, 0 },
-	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE, "threads that (un)compress; by default one for each CPU", set_threads, 0 },
+	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,
+	  "threads that (un)compress; by default one for each CPU", set_threads, 0 },
 	{ "verify-content", 0, NULL, CMD_TAKE, "compare mappings of files by content at every link", FLAG(verify_content) },
 	{ "assume-sole-writer", 0, NULL, CMD_TAKE, "trust that nobody else writes to the target's shared files",
 	  FLAG(sole_writer) },
 	{ "staging", 0, "SIZE", CMD_TAKE, "memory for copied pages, 256M by default", set_staging, 0 },
 	{ "refuse", 0, NULL, CMD_TAKE, "fail rather than pause for longer when staging is full", FLAG(refuse) },
-	{ "hot-set", 0, "POLICY", CMD_WATCH | CMD_RUN, "auto: pages that are always written are left unprotected; off by default", set_hot_set, 0 },
+	{ "hot-set", 0, "POLICY", CMD_PERIODS, "auto: pages that are always written are left unprotected; off by default", set_hot_set, 0 },
 	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 16 by default", set_rounds, 0 },
 	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
 	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },
-	{ "collapse", 0, NULL, CMD_TAKE, "give the target back the huge pages that tracking splits", FLAG(collapse) },
-	{ "registers", 0, NULL, CMD_TAKE, "store the registers of the threads too", FLAG(registers) },
+	{ "collapse", 0, NULL, CMD_PROCESS, "give the target back the huge pages that tracking splits", FLAG(collapse) },
+	{ "registers", 0, NULL, CMD_PROCESS, "store the registers of the threads too", FLAG(registers) },
 	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
+	{ "pid", 0, "PID", CMD_QEMU, "QEMU's process, where the other end of the socket is not QEMU", set_pid, 0 },
+	{ "device-limit", 0, "SIZE", CMD_QEMU, "most that the device state may be, 64M by default", set_device_limit, 0 },
+	{ "paused", 0, NULL, CMD_QEMU_RESTORE, "do not let the guest run", FLAG(paused) },
 	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },
-	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE, "no progress, summary and notes",
-	  FLAG(quiet) },
+	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,
+	  "no progress, summary and notes", FLAG(quiet) },
 	{ "help", 'h', NULL, CMD_ALL, "print this", FLAG(help) },
 	{ "version", 'V', NULL, CMD_ALL, "print the version", FLAG(version) },
 };
@@ -328,7 +350,7 @@ static int check(const struct opts *o)
 	if (o->verify_content && o->sole_writer)
 		return usage_error(cmd, "--verify-content and --assume-sole-writer exclude each other");
 	if (o->output && strcmp(o->output, "-") == 0) {
-		if (cmd->id & (CMD_WATCH | CMD_RUN))
+		if (cmd->id & CMD_PERIODS)
 			return usage_error(cmd, "-o needs a folder; save can write to standard output");
 		if (o->parent)
 			return usage_error(cmd, "--parent needs a file to write to: readers look for the parent in its folder");
@@ -337,6 +359,8 @@ static int check(const struct opts *o)
 	}
 	for (i = 0; chains && i < o->nr_args && !code; i++)
 		code = opts_check_place(cmd, o->args[i], true);
+	if (cmd->id == CMD_QEMU_RESTORE)
+		code = opts_check_place(cmd, o->args[0], true);
 	return code;
 }
 

@@ -81,22 +81,27 @@ static int check(const struct command *cmd, pid_t pid)
 	return EXIT_OK;
 }
 
-int proc_open(const struct command *cmd, const char *arg, pid_t *pid, int *pidfd)
+int proc_open_pid(const struct command *cmd, pid_t pid, int *pidfd)
 {
 	int fd, code, err;
 
-	if (parse_pid(arg, pid))
-		return usage_error(cmd, "'%s' is not the pid of a process", arg);
-	if (*pid == getpid())
-		return usage_error(cmd, "%d is wpsnap itself; a program snapshots itself with libwptrack(7)", (int)*pid);
-	code = check(cmd, *pid);
+	if (pid == getpid())
+		return usage_error(cmd, "%d is wpsnap itself; a program snapshots itself with libwptrack(7)", (int)pid);
+	code = check(cmd, pid);
 	if (code)
 		return code;
-	fd = (int)syscall(SYS_pidfd_open, *pid, 0);
+	fd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (fd < 0) {
 		err = -errno;
-		return report(err, next_attach(err), "%s: cannot attach to process %d", cmd->name, (int)*pid);
+		return report(err, next_attach(err), "%s: cannot attach to process %d", cmd->name, (int)pid);
 	}
 	*pidfd = fd;
 	return EXIT_OK;
+}
+
+int proc_open(const struct command *cmd, const char *arg, pid_t *pid, int *pidfd)
+{
+	if (parse_pid(arg, pid))
+		return usage_error(cmd, "'%s' is not the pid of a process", arg);
+	return proc_open_pid(cmd, *pid, pidfd);
 }

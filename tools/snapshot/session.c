@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* A tracker and a writer over one process: opened as the options say, links taken and reported. */
-#include "wpsnap.h"
+#include "vm.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -143,6 +143,12 @@ static int add_ranges(struct session *s)
 	int err = 0;
 	size_t i;
 
+	if (s->vm) {
+		err = vm_ranges(s->vm, s->tracker);
+		if (err)
+			complain("%s: %s: %s", o->cmd->name, s->vm->path, s->vm->why);
+		return err ? exit_code_of(err) : EXIT_OK;
+	}
 	if (!o->nr_ranges) {
 		err = wpt_range_add_all(s->tracker);
 		if (err)
@@ -187,12 +193,12 @@ static int open_writer(struct session *s, uint32_t dest, bool new_chain)
 		wo.flags |= WPT_WRITER_CMDLINE;
 	if (o->collapse)
 		wo.flags |= WPT_WRITER_COLLAPSE;
-	err = wpt_writer_open(&s->writer, s->tracker, dest == WPT_DEST_FD ? NULL : o->output, &wo);
+	err = wpt_writer_open(&s->writer, s->tracker, dest == WPT_DEST_FD ? NULL : s->output, &wo);
 	if (!err)
 		return EXIT_OK;
 	if (o->parent && err != -EEXIST)
-		return report(err, next_read(err), "%s: cannot write %s with the parent %s", o->cmd->name, o->output, o->parent);
-	return report(err, next_write(err), "%s: cannot write to %s", o->cmd->name, o->output);
+		return report(err, next_read(err), "%s: cannot write %s with the parent %s", o->cmd->name, s->output, o->parent);
+	return report(err, next_write(err), "%s: cannot write to %s", o->cmd->name, s->output);
 }
 
 int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain)
@@ -202,6 +208,8 @@ int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t de
 
 	s->o = o;
 	s->pid = pid;
+	if (!s->output)
+		s->output = o->output;
 	if (o->verify_content)
 		to.flags |= WPT_TRACK_VERIFY_CONTENT;
 	if (o->sole_writer)
@@ -235,11 +243,19 @@ void session_close(struct session *s)
 
 /* ---- links ---- */
 
+/* With the name of the machine, where there are several. */
+static void begin_json(const struct session *s, const char *type)
+{
+	json_begin(s->out, type);
+	if (s->label)
+		json_str(s->out, "vm", s->label);
+}
+
 static void print_link_json(const struct session *s, const struct wpt_take_stats *st, const char *trigger)
 {
 	FILE *f = s->out;
 
-	json_begin(f, "link");
+	begin_json(s, "link");
 	json_str(f, "trigger", trigger);
 	json_u64(f, "sequence", st->sequence);
 	json_str(f, "id", st->id);
@@ -271,6 +287,11 @@ static void print_link_json(const struct session *s, const struct wpt_take_stats
 	}
 	if (s->o->collapse)
 		json_u64(f, "pages_collapsed", st->pages_collapsed);
+	if (s->vm) {
+		json_u64(f, "guest_stopped_ns", s->vm->stopped_ns);
+		json_u64(f, "device_ns", s->vm->device_ns);
+		json_u64(f, "device_bytes", s->vm->state_len);
+	}
 	json_end(f);
 }
 
@@ -285,6 +306,8 @@ static void print_link_text(const struct session *s, const struct wpt_take_stats
 	char size[UNITS_TEXT], pause[UNITS_TEXT], total[UNITS_TEXT];
 	FILE *f = s->out;
 
+	if (s->label)
+		fprintf(f, "%s: ", s->label);
 	fprintf(f, "link %" PRIu64 " %s: %" PRIu64 " pages dirty, %" PRIu64 " stored", st->sequence, trigger, st->pages_dirty,
 		st->pages_stored);
 	print_count(f, st->pages_compared, "compared");
@@ -293,6 +316,8 @@ static void print_link_text(const struct session *s, const struct wpt_take_stats
 	print_count(f, st->pages_collapsed, "collapsed");
 	fprintf(f, ", %s, pause %s, total %s", format_size(size, st->bytes_stored), format_duration(pause, st->pause_ns),
 		format_duration(total, st->total_ns));
+	if (s->vm)
+		fprintf(f, ", guest stopped %s, device state %s", format_duration(pause, s->vm->stopped_ns), format_size(size, s->vm->state_len));
 	if (*st->file) {
 		fputs(", ", f);
 		print_name(f, st->file);
@@ -303,19 +328,25 @@ static void print_link_text(const struct session *s, const struct wpt_take_stats
 static void report_failure(struct session *s, int err, const char *trigger)
 {
 	const struct opts *o = s->o;
+	bool vm_says = s->vm && s->vm->why[0];
+	char what[64];
 
 	if (err == -ECANCELED)
 		return;
-	if (!s->nr_links)
-		report(err, next_write(err), "%s: no snapshot of process %d in %s", o->cmd->name, (int)s->pid, o->output);
+	if (s->nr_links)
+		snprintf(what, sizeof(what), "link (%s)", trigger);
 	else
-		report(err, next_write(err), "%s: link (%s) of process %d in %s", o->cmd->name, trigger, (int)s->pid, o->output);
+		snprintf(what, sizeof(what), "no snapshot");
+	if (vm_says)
+		complain("%s: %s of %s in %s: %s", o->cmd->name, what, s->vm->path, s->output, s->vm->why);
+	else
+		report(err, next_write(err), "%s: %s of process %d in %s", o->cmd->name, what, (int)s->pid, s->output);
 	if (!o->json)
 		return;
-	json_begin(s->out, "failed");
+	begin_json(s, "failed");
 	json_str(s->out, "trigger", trigger);
 	json_i64(s->out, "code", err);
-	json_str(s->out, "error", wpt_strerror(err));
+	json_str(s->out, "error", vm_says ? s->vm->why : wpt_strerror(err));
 	json_end(s->out);
 	flush_out(s);
 }
@@ -329,7 +360,15 @@ static int on_paused(void *arg)
 static int take(struct session *s, struct wpt_take_stats *st)
 {
 	struct wpt_take_options to = { .size = sizeof(to) };
+	int err;
 
+	memset(st, 0, sizeof(*st));
+	st->size = sizeof(*st);
+	if (s->vm) {
+		err = vm_prepare(s->vm, s->tracker);
+		if (err)
+			return err;
+	}
 	to.mode = s->o->mode;
 	to.max_rounds = s->o->max_rounds;
 	to.target_pause_us = s->o->target_pause_us;
@@ -339,8 +378,8 @@ static int take(struct session *s, struct wpt_take_stats *st)
 		to.flags |= WPT_TAKE_REFUSE;
 	if (s->o->registers)
 		to.flags |= WPT_TAKE_REGISTERS;
-	memset(st, 0, sizeof(*st));
-	st->size = sizeof(*st);
+	if (s->vm)
+		vm_take_options(s->vm, &to);
 	return wpt_writer_take(s->writer, &to, st);
 }
 
@@ -372,16 +411,18 @@ void session_ready(struct session *s)
 {
 	struct wpt_tracker_info info = { .size = sizeof(info) };
 
-	if (s->o->cmd->id == CMD_SAVE || s->ready)
+	if (s->o->cmd->id & (CMD_SAVE | CMD_QEMU_SAVE) || s->ready)
 		return;
 	s->ready = true;
 	if (s->o->json) {
-		json_begin(s->out, "ready");
+		begin_json(s, "ready");
 		json_i64(s->out, "pid", s->pid);
 		json_str(s->out, "backend",
 			 wpt_tracker_info(s->tracker, &info) ? "unknown" : backend_name(info.backend));
 		json_end(s->out);
 	} else if (s->lines) {
+		if (s->label)
+			fprintf(s->out, "%s: ", s->label);
 		fputs("ready\n", s->out);
 	}
 	flush_out(s);
@@ -391,7 +432,7 @@ void session_end(struct session *s, const char *reason)
 {
 	if (!s->o->json)
 		return;
-	json_begin(s->out, "end");
+	begin_json(s, "end");
 	json_str(s->out, "reason", reason);
 	json_u64(s->out, "links", s->nr_links);
 	json_end(s->out);

@@ -42,7 +42,10 @@ enum command_id {
 	CMD_VERIFY = 1u << 5,
 	CMD_DIFF = 1u << 6,
 	CMD_MERGE = 1u << 7,
-	CMD_RESTORE = 1u << 8
+	CMD_RESTORE = 1u << 8,
+	CMD_QEMU_SAVE = 1u << 9,
+	CMD_QEMU_WATCH = 1u << 10,
+	CMD_QEMU_RESTORE = 1u << 11
 };
 
 struct opts;
@@ -78,13 +81,11 @@ struct opts {
 	uint32_t stop_timeout_ms;  /* 0: not given */
 	uint64_t every_ns;
 	uint64_t count;            /* 0: no end */
-	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet;
+	pid_t pid;                 /* of QEMU, 0: not given */
+	uint64_t device_limit;     /* bytes, 0: not given */
+	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet, paused;
 	bool help, version;
 };
-
-/* ---- main.c ---- */
-
-const struct command *command_find(const char *name);
 
 /* ---- opts.c ---- */
 
@@ -185,6 +186,7 @@ int spec_resolve(pid_t pid, const char *const *specs, size_t nr, struct spans *o
 
 /* EXIT_OK and a pidfd, or an exit code; has said why. */
 int proc_open(const struct command *cmd, const char *arg, pid_t *pid, int *pidfd);
+int proc_open_pid(const struct command *cmd, pid_t pid, int *pidfd);
 
 /* ---- events.c: what a watch waits for ---- */
 
@@ -214,9 +216,14 @@ struct notes {
 	size_t nr;
 };
 
+struct vm;
+
 struct session {
 	const struct opts *o;
 	pid_t pid;
+	struct vm *vm;            /* the virtual machine that it is, or NULL */
+	const char *output;       /* NULL: where the options say */
+	const char *label;        /* begins its lines, NULL: nothing does */
 	FILE *out;                /* for the lines of links, */
 	bool lines;               /* if there are to be any */
 	bool out_failed;          /* the reader of the lines has gone */
@@ -249,5 +256,8 @@ int cmd_verify(const struct opts *o);
 int cmd_diff(const struct opts *o);
 int cmd_merge(const struct opts *o);
 int cmd_restore(const struct opts *o);
+int cmd_qemu_save(const struct opts *o);
+int cmd_qemu_watch(const struct opts *o);
+int cmd_qemu_restore(const struct opts *o);
 
 #endif

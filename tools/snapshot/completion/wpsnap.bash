@@ -12,8 +12,16 @@ _wpsnap()
 
 	if [[ $COMP_CWORD -eq 1 ]]; then
 		compopt +o filenames 2>/dev/null
-		mapfile -t COMPREPLY < <(compgen -W 'probe save watch run info verify diff merge restore --help --version' -- "$cur")
+		mapfile -t COMPREPLY < <(compgen -W 'probe save watch run info verify diff merge restore qemu --help --version' -- "$cur")
 		return
+	fi
+	if [[ $cmd == qemu ]]; then
+		if [[ $COMP_CWORD -eq 2 ]]; then
+			compopt +o filenames 2>/dev/null
+			mapfile -t COMPREPLY < <(compgen -W 'save watch restore' -- "$cur")
+			return
+		fi
+		cmd="qemu ${COMP_WORDS[2]}"
 	fi
 	if [[ $cmd == run ]]; then
 		for ((i = 2; i < COMP_CWORD; i++)); do
@@ -48,7 +56,7 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -W 'off auto' -- "$cur")
 		return
 		;;
-	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout)
+	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout | --pid | --device-limit)
 		return
 		;;
 	esac
@@ -64,6 +72,12 @@ _wpsnap()
 		verify | diff) take='--json --quiet' ;;
 		merge) take='--output --level --threads --quiet' ;;
 		restore) take='--output --range --threads --quiet' ;;
+		'qemu save' | 'qemu watch')
+			take='--output --pid --device-limit --backend --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds
+				--target-pause --stop-timeout --cmdline --json --quiet'
+			[[ $cmd == 'qemu save' ]] && take+=' --parent' || take+=' --every --count --new --hot-set'
+			;;
+		'qemu restore') take='--paused --threads --quiet' ;;
 		*) return ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$take --help --version" -- "$cur")
@@ -74,7 +88,7 @@ _wpsnap()
 		compopt +o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(cd /proc && compgen -G '[0-9]*' | grep -- "^$cur")
 		;;
-	info | verify | diff | merge | restore)
+	info | verify | diff | merge | restore | 'qemu '*)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		;;
 	esac

@@ -1,0 +1,645 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A virtual machine that runs, and what a link of it needs: its shared memory is tracked in QEMU's process, and the guest stands still by QMP `stop`
+ * while its device state is saved, by a migration to a pipe that leaves shared memory out, and what it wrote last is copied.
+ *
+ * The device state comes first in the pause: whatever devices still write to the guest's memory when they are saved is in the copy.
+ */
+#include "vm.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define DEFAULT_DEVICE_LIMIT (64ull << 20)
+#define DEVICE_TIMEOUT_MS 30000u
+#define UNDO_TIMEOUT_MS 10000u
+#define NO_LIMIT ((int64_t)1 << 40)   /* bytes a second */
+#define STATE_PIPE_BYTES (1 << 20)
+
+static int __attribute__((format(printf, 3, 4))) fail(struct vm *vm, int err, const char *format, ...)
+{
+	va_list ap;
+
+	va_start(ap, format);
+	vsnprintf(vm->why, sizeof(vm->why), format, ap);
+	va_end(ap);
+	return err;
+}
+
+static int call(struct vm *vm, const char *command, json_t *args, json_t **out)
+{
+	int err = qmp_call(&vm->q, command, args, out, -1, QMP_TIMEOUT_MS);
+
+	if (err == -EREMOTEIO)
+		return fail(vm, err, "QEMU refuses '%s': %s", command, vm->q.said);
+	if (err)
+		return fail(vm, err, "QEMU's monitor does not answer '%s': %s", command, wpt_strerror(err));
+	return 0;
+}
+
+/* A string that a command returns; `path` NULL: the whole answer. An absent one is "". */
+static int call_string(struct vm *vm, const char *command, json_t *args, const char *key, char **out)
+{
+	const char *text;
+	json_t *ret;
+	int err;
+
+	err = call(vm, command, args, &ret);
+	if (err)
+		return err;
+	text = json_string_value(key ? json_object_get(ret, key) : ret);
+	*out = strdup(text ? text : "");
+	json_decref(ret);
+	return *out ? 0 : fail(vm, -ENOMEM, "out of memory");
+}
+
+static uint64_t device_limit(const struct vm *vm)
+{
+	return vm->o->device_limit ? vm->o->device_limit : DEFAULT_DEVICE_LIMIT;
+}
+
+/* ---- what it is ---- */
+
+static int read_version(struct vm *vm)
+{
+	json_int_t major = 0, minor = 0, micro = 0;
+	json_t *ret;
+	int err;
+
+	err = call(vm, "query-version", NULL, &ret);
+	if (err)
+		return err;
+	json_unpack(ret, "{s:{s:I, s:I, s:I}}", "qemu", "major", &major, "minor", &minor, "micro", &micro);
+	json_decref(ret);
+	if (asprintf(&vm->version, "%d.%d.%d", (int)major, (int)minor, (int)micro) < 0)
+		vm->version = NULL;
+	return vm->version ? 0 : fail(vm, -ENOMEM, "out of memory");
+}
+
+/* Devices that write to the guest's memory by themselves, and have a state of which QEMU knows nothing. */
+static int refuse_vfio(struct vm *vm)
+{
+	char path[64], link[330], target[64];
+	struct dirent *d;
+	bool found = false;
+	ssize_t n;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", (int)vm->pid);
+	dir = opendir(path);
+	if (!dir)
+		return fail(vm, -errno, "the descriptors of process %d can't be listed: %s", (int)vm->pid, strerror(errno));
+	while (!found && (d = readdir(dir))) {
+		snprintf(link, sizeof(link), "%s/%s", path, d->d_name);
+		n = readlink(link, target, sizeof(target) - 1);
+		target[n > 0 ? n : 0] = 0;
+		found = strncmp(target, "/dev/vfio/", 10) == 0 || strstr(target, "[vfio-device]");
+	}
+	closedir(dir);
+	if (found)
+		return fail(vm, -EOPNOTSUPP, "the machine has a device of the host assigned (VFIO), which writes to memory unseen; unplug it first");
+	return 0;
+}
+
+/* Once, before anything is taken. */
+static int warn_of_disks(struct vm *vm)
+{
+	json_t *list, *disk, *inserted;
+	const char *name;
+	size_t i;
+	int err;
+
+	err = call(vm, "query-block", NULL, &list);
+	if (err)
+		return err;
+	json_array_foreach(list, i, disk) {
+		inserted = json_object_get(disk, "inserted");
+		if (!inserted || json_is_true(json_object_get(inserted, "ro")))
+			continue;
+		name = json_string_value(json_object_get(disk, "device"));
+		if (!name || !*name)
+			name = json_string_value(json_object_get(disk, "qdev"));
+		complain("%s: %s: snapshots do not hold the disk '%s': a guest that is restored while its disk is not as it was at that instant "
+			 "destroys what is on it",
+			 vm->o->cmd->name, vm->path, name ? name : "(no name)");
+	}
+	json_decref(list);
+	return 0;
+}
+
+static int query_running(struct vm *vm, bool *running)
+{
+	static const char *const busy[] = { "inmigrate", "finish-migrate", "save-vm", "restore-vm", "colo", "suspended" };
+	char *status;
+	size_t i;
+	int err;
+
+	err = call_string(vm, "query-status", NULL, "status", &status);
+	if (err)
+		return err;
+	for (i = 0; i < ARRAY_SIZE(busy) && !err; i++)
+		if (strcmp(status, busy[i]) == 0)
+			err = fail(vm, -EBUSY, "the machine is in state '%s'; try again when it runs or is paused", status);
+	*running = strcmp(status, "running") == 0;
+	free(status);
+	return err;
+}
+
+/* ---- its memory ---- */
+
+static int check_sharing(struct vm *vm, const struct vm_blocks *b)
+{
+	char size[UNITS_TEXT], limit[UNITS_TEXT];
+	uint64_t apart = 0, most = 0;
+	const char *largest = "";
+	bool shared = false;
+	size_t i;
+
+	for (i = 0; i < b->nr; i++) {
+		if (b->v[i].shared) {
+			shared = true;
+			continue;
+		}
+		apart += b->v[i].size;
+		if (b->v[i].size > most) {
+			most = b->v[i].size;
+			largest = b->v[i].id;
+		}
+	}
+	if (shared && apart <= device_limit(vm))
+		return 0;
+	return fail(vm, -EOPNOTSUPP,
+		    "the machine's memory '%s' (%s) is not shared, and what is not shared is stored with the device state, at most %s "
+		    "(--device-limit); start QEMU with -object memory-backend-memfd,id=ram,size=SIZE,share=on -machine memory-backend=ram",
+		    largest, format_size(size, most), format_size(limit, device_limit(vm)));
+}
+
+static bool same_block(const struct vm_block *a, const struct vm_block *b)
+{
+	return a->shared && b->shared && a->start == b->start && a->size == b->size && strcmp(a->id, b->id) == 0;
+}
+
+static int add_range(struct vm *vm, struct wpt_tracker *t, struct vm_block *b)
+{
+	struct wpt_range r = { .size = sizeof(r), .start = b->start, .end = b->start + b->size, .name = b->id };
+	int id = wpt_range_add(t, &r);
+
+	if (id < 0)
+		return fail(vm, id, "memory '%s' can't be tracked: %s", b->id, wpt_strerror(id));
+	b->range = id;
+	return 0;
+}
+
+int vm_ranges(struct vm *vm, struct wpt_tracker *t)
+{
+	struct vm_blocks now;
+	size_t i, j;
+	int err;
+
+	err = vm_list_blocks(&vm->q, vm->pid, &now, vm->why);
+	if (!err)
+		err = check_sharing(vm, &now);
+	if (err)
+		return err;
+	for (i = 0; i < vm->blocks.nr; i++) {
+		for (j = 0; j < now.nr && !same_block(&vm->blocks.v[i], &now.v[j]); j++)
+			;
+		if (j < now.nr)
+			now.v[j].range = vm->blocks.v[i].range;
+		else if (vm->blocks.v[i].range)
+			wpt_range_remove(t, vm->blocks.v[i].range);
+	}
+	vm_free_blocks(&vm->blocks);
+	vm->blocks = now;
+	for (i = 0; i < now.nr && !err; i++)
+		if (now.v[i].shared && !now.v[i].range)
+			err = add_range(vm, t, &now.v[i]);
+	return err;
+}
+
+/* Just before the pause: still those blocks that are tracked. */
+static int blocks_unchanged(struct vm *vm)
+{
+	struct vm_blocks now;
+	bool same;
+	size_t i;
+	int err;
+
+	err = vm_list_blocks(&vm->q, vm->pid, &now, vm->why);
+	if (err)
+		return err;
+	same = now.nr == vm->blocks.nr;
+	for (i = 0; i < now.nr && same; i++)
+		same = now.v[i].shared ? same_block(&now.v[i], &vm->blocks.v[i]) :
+					 !vm->blocks.v[i].shared && strcmp(now.v[i].id, vm->blocks.v[i].id) == 0;
+	vm_free_blocks(&now);
+	return same ? 0 : fail(vm, -EAGAIN, "memory was plugged or unplugged meanwhile; the next link has it");
+}
+
+/* ---- what a link says of it ---- */
+
+static void print_tag(FILE *f, const char *key, const char *value)
+{
+	fprintf(f, "%s=%s", key, value);
+	putc(0, f);
+}
+
+static int make_tags(struct vm *vm)
+{
+	FILE *f;
+	size_t i;
+
+	free(vm->tags);
+	vm->tags = NULL;
+	f = open_memstream(&vm->tags, &vm->tags_len);
+	if (!f)
+		return fail(vm, -ENOMEM, "out of memory");
+	print_tag(f, "qemu.version", vm->version);
+	print_tag(f, "qemu.machine", vm->machine);
+	print_tag(f, "qemu.name", vm->name);
+	print_tag(f, "qemu.uuid", vm->uuid);
+	print_tag(f, "qemu.running", vm->running ? "1" : "0");
+	for (i = 0; i < vm->blocks.nr; i++) {
+		const struct vm_block *b = &vm->blocks.v[i];
+
+		if (!b->shared)
+			continue;
+		fprintf(f, "qemu.block=%s %" PRIx64 "-%" PRIx64 " %" PRIu64, b->id, b->start, b->start + b->size, b->size);
+		putc(0, f);
+	}
+	return fclose(f) ? fail(vm, -ENOMEM, "out of memory") : 0;
+}
+
+/* ---- device state ---- */
+
+static int change_limits(struct vm *vm)
+{
+	struct guard_state *s = guard_state(vm->guard);
+	const json_t *cap;
+	json_t *ret;
+	size_t i;
+	int err;
+
+	err = call(vm, "query-migrate-parameters", NULL, &ret);
+	if (err)
+		return err;
+	s->bandwidth = json_integer_value(json_object_get(ret, "max-bandwidth"));
+	json_decref(ret);
+	err = call(vm, "query-migrate-capabilities", NULL, &ret);
+	if (err)
+		return err;
+	s->ignore_shared = 0;
+	json_array_foreach(ret, i, cap) {
+		const char *name = json_string_value(json_object_get(cap, "capability"));
+
+		if (name && strcmp(name, "x-ignore-shared") == 0)
+			s->ignore_shared = json_is_true(json_object_get(cap, "state"));
+	}
+	json_decref(ret);
+	s->tuned = 1;
+	err = call(vm, "migrate-set-capabilities", json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", 1), NULL);
+	if (!err)
+		err = call(vm, "migrate-set-parameters", json_pack("{s:I}", "max-bandwidth", (json_int_t)NO_LIMIT), NULL);
+	return err;
+}
+
+/* QEMU gets the end of a pipe that it will write its state to. */
+static int open_state(struct vm *vm)
+{
+	int fds[2], err;
+
+	if (pipe2(fds, O_CLOEXEC))
+		return fail(vm, -errno, "no pipe for the device state: %s", strerror(errno));
+	fcntl(fds[0], F_SETPIPE_SZ, STATE_PIPE_BYTES);
+	fcntl(fds[0], F_SETFL, O_NONBLOCK);
+	err = qmp_call(&vm->q, "getfd", json_pack("{s:s}", "fdname", "wpsnap"), NULL, fds[1], QMP_TIMEOUT_MS);
+	close(fds[1]);
+	if (err) {
+		close(fds[0]);
+		return fail(vm, err, "QEMU does not take a descriptor: %s", err == -EREMOTEIO ? vm->q.said : wpt_strerror(err));
+	}
+	vm->state_fd = fds[0];
+	vm->state_len = 0;
+	return 0;
+}
+
+static void close_state(struct vm *vm)
+{
+	if (vm->state_fd >= 0)
+		close(vm->state_fd);
+	vm->state_fd = -1;
+}
+
+static int grow_state(struct vm *vm)
+{
+	size_t room = vm->state_room ? vm->state_room * 2 : (size_t)STATE_PIPE_BYTES;
+	char *state;
+
+	if (vm->state_len > device_limit(vm))
+		return fail(vm, -EFBIG,
+			    "the device state is larger than --device-limit: memory that is not shared, or that this QEMU stores all the same");
+	if (vm->state_len < vm->state_room)
+		return 0;
+	state = realloc(vm->state, room);
+	if (!state)
+		return fail(vm, -ENOMEM, "out of memory for the device state");
+	vm->state = state;
+	vm->state_room = room;
+	return 0;
+}
+
+/* Until QEMU closes its end. */
+static int read_state(struct vm *vm)
+{
+	struct pollfd fd = { .fd = vm->state_fd, .events = POLLIN };
+	ssize_t n;
+	int err;
+
+	for (;;) {
+		err = grow_state(vm);
+		if (err)
+			return err;
+		n = read(vm->state_fd, vm->state + vm->state_len, vm->state_room - vm->state_len);
+		if (n == 0)
+			return 0;
+		if (n > 0) {
+			vm->state_len += (size_t)n;
+			continue;
+		}
+		if (errno != EAGAIN && errno != EINTR)
+			return fail(vm, -errno, "the device state can't be read: %s", strerror(errno));
+		if (poll(&fd, 1, (int)DEVICE_TIMEOUT_MS) == 0)
+			return fail(vm, -ETIMEDOUT, "QEMU does not write its device state");
+	}
+}
+
+/* The pipe was closed: the migration is over, or about to be. */
+static int check_migration(struct vm *vm)
+{
+	uint64_t begin = now_ns();
+	const char *words;
+	char *status;
+	json_t *ret;
+	int err;
+
+	for (;;) {
+		err = call(vm, "query-migrate", NULL, &ret);
+		if (err)
+			return err;
+		status = strdup(json_string_value(json_object_get(ret, "status")) ?: "none");
+		words = json_string_value(json_object_get(ret, "error-desc"));
+		if (!status)
+			err = fail(vm, -ENOMEM, "out of memory");
+		else if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0 || strcmp(status, "none") == 0)
+			err = fail(vm, -EREMOTEIO, "QEMU could not save its device state: %s", words ? words : status);
+		else if (strcmp(status, "completed") != 0 && now_ns() - begin > (uint64_t)DEVICE_TIMEOUT_MS * 1000000)
+			err = fail(vm, -ETIMEDOUT, "QEMU does not end saving its device state");
+		if (err || strcmp(status, "completed") == 0) {
+			free(status);
+			json_decref(ret);
+			return err;
+		}
+		free(status);
+		json_decref(ret);
+		usleep(500);
+	}
+}
+
+static int save_state(struct vm *vm)
+{
+	uint64_t begin = now_ns();
+	int err;
+
+	err = call(vm, "migrate", json_pack("{s:s}", "uri", "fd:wpsnap"), NULL);
+	if (!err)
+		err = read_state(vm);
+	if (!err)
+		err = check_migration(vm);
+	vm->device_ns = now_ns() - begin;
+	close_state(vm);
+	return err;
+}
+
+/* ---- the pause ---- */
+
+static int no_migration(struct vm *vm)
+{
+	char *status;
+	bool busy;
+	int err;
+
+	err = call_string(vm, "query-migrate", NULL, "status", &status);
+	if (err)
+		return err;
+	busy = *status && strcmp(status, "none") != 0 && strcmp(status, "completed") != 0 && strcmp(status, "failed") != 0 &&
+	       strcmp(status, "cancelled") != 0;
+	free(status);
+	return busy ? fail(vm, -EBUSY, "the machine is being migrated; try again after that") : 0;
+}
+
+/* Everything that need not be done while the guest stands still; and at once before that, so that nobody else's migration is affected. */
+static int before_stop(struct vm *vm)
+{
+	int err;
+
+	err = query_running(vm, &vm->running);
+	if (!err)
+		err = no_migration(vm);
+	if (!err)
+		err = blocks_unchanged(vm);
+	if (!err)
+		err = make_tags(vm);
+	if (!err)
+		err = change_limits(vm);
+	return err ? err : open_state(vm);
+}
+
+static int quiesce(void *arg)
+{
+	struct vm *vm = arg;
+	int err;
+
+	err = before_stop(vm);
+	vm->stop_begun_ns = now_ns();
+	if (!err && vm->running) {
+		guard_state(vm->guard)->stopped = 1;
+		err = call(vm, "stop", NULL, NULL);
+	}
+	if (!err)
+		err = save_state(vm);
+	if (err) {
+		vm_finish(vm);
+		return err;
+	}
+	vm->nr_resumed = vm->q.nr_resumed;
+	vm->sections[0].data = vm->state;
+	vm->sections[0].len = vm->state_len;
+	vm->sections[1].data = vm->tags;
+	vm->sections[1].len = vm->tags_len;
+	return 0;
+}
+
+/* Whoever else has a monitor may have let the guest go on: then this is not one instant. */
+static int paused(void *arg)
+{
+	struct vm *vm = arg;
+	bool running;
+	int err;
+
+	if (interrupt_asked())
+		return -ECANCELED;
+	err = query_running(vm, &running);
+	if (!err && (running || vm->q.nr_resumed != vm->nr_resumed))
+		err = fail(vm, -EAGAIN, "somebody else let the guest go on during the pause");
+	return err;
+}
+
+static void resume(void *arg)
+{
+	struct vm *vm = arg;
+
+	if (vm->running && !call(vm, "cont", NULL, NULL)) {
+		guard_state(vm->guard)->stopped = 0;
+		vm->stopped_ns = vm->q.resumed_us > vm->q.stopped_us ? (vm->q.resumed_us - vm->q.stopped_us) * 1000 : now_ns() - vm->stop_begun_ns;
+	}
+	vm_finish(vm);
+}
+
+int vm_finish(struct vm *vm)
+{
+	struct guard_state *s = guard_state(vm->guard);
+	int err;
+
+	close_state(vm);
+	err = guard_undo(&vm->q, vm->path, s, UNDO_TIMEOUT_MS);
+	if (err && s->stopped && err != -ECONNREFUSED && err != -ENOENT)
+		complain("%s: the guest of %s may still stand still, because QEMU does not answer: %s; it is tried again", vm->o->cmd->name, vm->path,
+			 wpt_strerror(err));
+	return err;
+}
+
+void vm_take_options(struct vm *vm, struct wpt_take_options *to)
+{
+	vm->why[0] = 0;
+	memset(vm->sections, 0, sizeof(vm->sections));
+	vm->sections[0].type = WPT_SECTION_DEVICE;
+	vm->sections[1].type = WPT_SECTION_TAGS;
+	to->sections = vm->sections;
+	to->nr_sections = ARRAY_SIZE(vm->sections);
+	to->quiesce = quiesce;
+	to->paused = paused;
+	to->resume = resume;
+	to->arg = vm;
+}
+
+int vm_prepare(struct vm *vm, struct wpt_tracker *t)
+{
+	int err = 0;
+
+	vm->why[0] = 0;
+	vm_finish(vm);
+	if (vm->q.fd < 0) {
+		err = qmp_open(&vm->q, vm->path);
+		if (err)
+			return fail(vm, err, "QEMU's monitor can't be reached again: %s", wpt_strerror(err));
+	}
+	return vm_ranges(vm, t);
+}
+
+/* ---- opening ---- */
+
+static int explain_connect(struct vm *vm, int err)
+{
+	const struct opts *o = vm->o;
+
+	if (err == -ETIME)
+		return report(-EBUSY, "a monitor serves one client: give QEMU one more, -qmp unix:PATH,server=on,wait=off", "%s: %s", o->cmd->name,
+			      vm->path);
+	if (err == -ENOENT || err == -ECONNREFUSED || err == -ENOTSOCK)
+		return report(err, "it must be the socket of -qmp unix:PATH,server=on,wait=off of a QEMU that runs", "%s: no monitor at %s",
+			      o->cmd->name, vm->path);
+	if (err == -EPROTO)
+		return report(err, "it must be the socket of -qmp, not of -monitor or a serial line", "%s: %s is not a QMP monitor", o->cmd->name,
+			      vm->path);
+	return report(err, NULL, "%s: cannot connect to %s", o->cmd->name, vm->path);
+}
+
+static int find_process(struct vm *vm)
+{
+	struct ucred peer = { 0 };
+	socklen_t len = sizeof(peer);
+
+	vm->pid = vm->o->pid;
+	if (!vm->pid && getsockopt(vm->q.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
+		vm->pid = peer.pid;
+	return vm->pid > 0 ? 0 : fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
+}
+
+static int learn(struct vm *vm)
+{
+	int err;
+
+	err = find_process(vm);
+	if (!err)
+		err = read_version(vm);
+	if (!err)
+		err = call_string(vm, "qom-get", json_pack("{s:s, s:s}", "path", "/machine", "property", "type"), NULL, &vm->machine);
+	if (!err)
+		err = call_string(vm, "query-name", NULL, "name", &vm->name);
+	if (!err)
+		err = call_string(vm, "query-uuid", NULL, "UUID", &vm->uuid);
+	if (!err)
+		err = query_running(vm, &vm->running);
+	if (!err)
+		err = refuse_vfio(vm);
+	return err ? err : warn_of_disks(vm);
+}
+
+int vm_open(struct vm *vm, const struct opts *o, const char *path)
+{
+	int err;
+
+	memset(vm, 0, sizeof(*vm));
+	vm->o = o;
+	vm->path = path;
+	vm->state_fd = -1;
+	err = qmp_open(&vm->q, path);
+	if (err)
+		return explain_connect(vm, err);
+	err = guard_start(&vm->guard, path, vm->q.fd);
+	if (err)
+		fail(vm, err, "no guard can be started: %s", wpt_strerror(err));
+	else
+		err = learn(vm);
+	if (err) {
+		complain("%s: %s: %s", o->cmd->name, path, vm->why);
+		vm_close(vm);
+		return exit_code_of(err);
+	}
+	return EXIT_OK;
+}
+
+void vm_close(struct vm *vm)
+{
+	if (vm->guard)
+		vm_finish(vm);
+	guard_end(vm->guard);
+	qmp_close(&vm->q);
+	vm_free_blocks(&vm->blocks);
+	free(vm->version);
+	free(vm->machine);
+	free(vm->name);
+	free(vm->uuid);
+	free(vm->state);
+	free(vm->tags);
+	memset(vm, 0, sizeof(*vm));
+	vm->q.fd = vm->state_fd = -1;
+}

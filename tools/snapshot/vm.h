@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * wpsnap qemu: a virtual machine through its monitor (QMP), and what its commands share. Functions return 0 or a negative error and print
+ * nothing, unless their entry says otherwise; vm_* that fail leave the words in vm->why.
+ */
+#ifndef WPSNAP_VM_H
+#define WPSNAP_VM_H
+
+#include "wpsnap.h"
+
+#include <jansson.h>
+
+/* ---- qmp.c: one connection to a monitor ---- */
+
+struct qmp {
+	int fd;                    /* -1: none */
+	char *buf;                 /* received, not read yet */
+	size_t used, room;
+	uint64_t next_id;
+	bool partial;              /* the first line may be the rest of one that another process read the beginning of */
+	uint64_t nr_resumed;       /* events so far */
+	uint64_t stopped_us, resumed_us; /* when the last events STOP and RESUME happened, by QEMU's clock */
+	char said[256];            /* QEMU's words about the command that failed */
+};
+
+#define QMP_TIMEOUT_MS 10000u
+
+/*
+ * Connects to the socket at `path` and negotiates. -ETIME: connected, but there is no greeting: another client has this monitor. Others: -errno of
+ * connect(2), -EPROTO (not a monitor), -ETIMEDOUT, -ECONNRESET.
+ */
+int qmp_open(struct qmp *q, const char *path);
+/* The same over a connection that is there, greeting included; takes the descriptor over. */
+int qmp_open_fd(struct qmp *q, int fd);
+void qmp_close(struct qmp *q);
+
+/*
+ * Executes a command and waits for its answer. `args` (may be NULL) is taken over; `out` (may be NULL) gets what it returned, to be json_decref()ed;
+ * `pass` is a descriptor to send along, or -1. -EREMOTEIO: QEMU refused, q->said has why; -ETIMEDOUT: it may be executed yet; -ECONNRESET: the
+ * connection ended; -EPROTO; -ENOMEM. After any but the first two the connection is closed.
+ */
+int qmp_call(struct qmp *q, const char *command, json_t *args, json_t **out, int pass, unsigned timeout_ms);
+/* As a person types it; *text is to be freed. */
+int qmp_human(struct qmp *q, const char *line, char **text);
+
+/* ---- vm.c: a machine that runs ---- */
+
+struct vm_block {
+	char *id;
+	uint64_t size;             /* bytes that are in use */
+	uint64_t start;            /* address in QEMU's process, 0: not known */
+	bool shared;
+	int range;                 /* the tracker's, 0: none */
+};
+
+struct vm_blocks {
+	struct vm_block *v;
+	size_t nr;
+};
+
+struct guard;
+
+struct vm {
+	const struct opts *o;
+	const char *path;          /* of the monitor's socket */
+	struct qmp q;
+	pid_t pid;
+	struct guard *guard;
+	char *version, *machine, *name, *uuid;
+	struct vm_blocks blocks;
+	bool running;              /* before the link in hand */
+	int state_fd;              /* the device state comes out here */
+	char *state;               /* the device state of the last link */
+	size_t state_len, state_room;
+	uint64_t nr_resumed;       /* at the pause */
+	uint64_t stop_begun_ns;
+	uint64_t stopped_ns;       /* the guest stood still for so long, the last time; */
+	uint64_t device_ns;        /* of it, to save the device state */
+	char *tags;
+	size_t tags_len;
+	struct wpt_section sections[2];
+	char why[512];
+};
+
+/* Prints what went wrong and returns an exit code. */
+int vm_open(struct vm *vm, const struct opts *o, const char *path);
+void vm_close(struct vm *vm);
+/* Registers the machine's shared memory with the tracker, and what was plugged since; forgets what was unplugged. */
+int vm_ranges(struct vm *vm, struct wpt_tracker *t);
+/* Before a link, while the guest runs: its ranges, and all that need not be done while it stands still. */
+int vm_prepare(struct vm *vm, struct wpt_tracker *t);
+/* Quiesces the guest instead of QEMU's threads, and adds its state to the link. */
+void vm_take_options(struct vm *vm, struct wpt_take_options *to);
+/* After a link or a failure at any point: everything as it was. */
+int vm_finish(struct vm *vm);
+
+/* The machine's blocks as they are now; addresses only of shared ones. */
+int vm_list_blocks(struct qmp *q, pid_t pid, struct vm_blocks *out, char why[512]);
+void vm_free_blocks(struct vm_blocks *b);
+
+/* ---- vm_guard.c: a process that outlives wpsnap and lets the guest go on ---- */
+
+/* What is to be undone. Shared with the guard: set before the change, cleared after it was taken back. */
+struct guard_state {
+	_Atomic int stopped;       /* the guest was stopped and is to run */
+	_Atomic int tuned;         /* the migration's limits were changed */
+	int64_t bandwidth;
+	int ignore_shared;
+};
+
+/* Starts it over a connection that is open; before any thread is. */
+int guard_start(struct guard **out, const char *path, int qmp_fd);
+struct guard_state *guard_state(struct guard *g);
+/* Ends it; if something is still to be taken back, it stays and goes on trying. Accepts NULL. */
+void guard_end(struct guard *g);
+/*
+ * Takes back what *s says was changed, over `q` or, if that is closed, a new connection: a migration that goes on is cancelled, the guest runs, the
+ * limits are as they were. Tries for `ms` milliseconds, or until there is no monitor any more.
+ */
+int guard_undo(struct qmp *q, const char *path, struct guard_state *s, uint64_t ms);
+
+#endif
