@@ -18,6 +18,7 @@
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifndef SYS_pidfd_open
@@ -34,6 +35,8 @@ struct saved {
 	const char *version, *machine, *name;
 	bool running;
 	struct vm_blocks blocks;
+	const char **disks;        /* "SNAPSHOT DEVICE FILE" */
+	size_t nr_disks;
 	char *state;
 	size_t state_len;
 };
@@ -49,6 +52,7 @@ struct restore {
 	pid_t pid;
 	int pidfd;
 	struct events e;
+	sigset_t mask;             /* as it was */
 };
 
 static int __attribute__((format(printf, 2, 3))) refuse(const struct restore *r, const char *format, ...)
@@ -98,6 +102,20 @@ static const char *value_of(const char *tag, const char *key)
 	return strncmp(tag, key, len) == 0 && tag[len] == '=' ? tag + len + 1 : NULL;
 }
 
+static int add_disk(struct saved *s, const char *text)
+{
+	const char **v = reallocarray(s->disks, s->nr_disks + 1, sizeof(*v));
+	const char *device = strchr(text, ' ');
+
+	if (!v)
+		return -ENOMEM;
+	s->disks = v;
+	if (!device || !strchr(device + 1, ' '))
+		return -EINVAL;
+	v[s->nr_disks++] = text;
+	return 0;
+}
+
 static int parse_tags(struct saved *s)
 {
 	const char *p, *end = s->tags + s->tags_len, *value;
@@ -116,6 +134,8 @@ static int parse_tags(struct saved *s)
 			s->running = *value == '1';
 		else if ((value = value_of(p, "qemu.block")))
 			err = parse_block(s, value);
+		else if ((value = value_of(p, "qemu.disk")))
+			err = add_disk(s, value);
 	}
 	return err || (s->version && s->machine && s->blocks.nr) ? err : -EINVAL;
 }
@@ -255,11 +275,11 @@ static int make_args(struct restore *r, int monitor)
 
 /* ---- QEMU ---- */
 
-static void __attribute__((noreturn)) exec_qemu(struct restore *r, int monitor, const sigset_t *mask)
+static void __attribute__((noreturn)) exec_qemu(struct restore *r, int monitor)
 {
 	fcntl(monitor, F_SETFD, 0);
 	signal(SIGPIPE, SIG_DFL);
-	sigprocmask(SIG_SETMASK, mask, NULL);
+	sigprocmask(SIG_SETMASK, &r->mask, NULL);
 	execvp(r->argv[0], r->argv);
 	complain("%s: cannot execute '%s': %s", r->o->cmd->name, r->argv[0], strerror(errno));
 	_exit(127);
@@ -283,14 +303,13 @@ static int lost_qemu(struct restore *r, const char *when)
 
 static int start_qemu(struct restore *r)
 {
-	sigset_t mask;
 	int fds[2], code, err;
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds))
 		return report(-errno, NULL, "%s: cannot make a monitor", r->o->cmd->name);
 	code = make_args(r, fds[1]);
-	if (!code)
-		code = events_open(&r->e, r->o->cmd, &mask);
+	if (!code && r->e.signals < 0)
+		code = events_open(&r->e, r->o->cmd, &r->mask);
 	if (code) {
 		close(fds[0]);
 		close(fds[1]);
@@ -298,7 +317,7 @@ static int start_qemu(struct restore *r)
 	}
 	r->pid = fork();
 	if (r->pid == 0)
-		exec_qemu(r, fds[1], &mask);
+		exec_qemu(r, fds[1]);
 	close(fds[1]);
 	if (r->pid < 0) {
 		close(fds[0]);
@@ -324,6 +343,22 @@ static int call(struct restore *r, const char *command, json_t *args, json_t **o
 	if (err == -ECONNRESET)
 		return lost_qemu(r, "before the guest was restored");
 	return err ? report(err, NULL, "%s: QEMU's monitor does not answer '%s'", r->o->cmd->name, command) : EXIT_OK;
+}
+
+static void end_qemu(struct restore *r)
+{
+	qmp_close(&r->q);
+	if (r->pid > 0) {
+		kill(r->pid, SIGKILL);
+		waitpid(r->pid, NULL, 0);
+	}
+	r->pid = 0;
+	if (r->pidfd >= 0)
+		close(r->pidfd);
+	r->pidfd = -1;
+	free(r->monitor);
+	r->monitor = NULL;
+	r->argc = 0;
 }
 
 /* ---- is it the same machine? ---- */
@@ -565,7 +600,100 @@ static int wait_loaded(struct restore *r)
 	return ignore_shared(r, 0);
 }
 
+/* ---- its disks ---- */
+
+static int run_qemu_img(struct restore *r, const char *option, const char *snapshot, const char *file)
+{
+	const char *argv[] = { "qemu-img", "snapshot", option, snapshot, "--", file, NULL };
+	int status;
+	pid_t pid;
+
+	pid = fork();
+	if (pid == 0) {
+		dup2(STDERR_FILENO, STDOUT_FILENO);
+		execvp(argv[0], (char **)argv);
+		complain("%s: cannot execute qemu-img: %s", r->o->cmd->name, strerror(errno));
+		_exit(127);
+	}
+	if (pid < 0)
+		return report(-errno, NULL, "%s: cannot start qemu-img", r->o->cmd->name);
+	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+		;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? EXIT_OK : EXIT_FAILED;
+}
+
+/* What is on it now is not lost: it is a snapshot of its own. */
+static int revert_disk(struct restore *r, const char *disk)
+{
+	const char *device = strchr(disk, ' ') + 1, *file = strchr(device, ' ') + 1;
+	char name[64], before[96];
+
+	snprintf(name, sizeof(name), "%.*s", (int)(device - 1 - disk), disk);
+	snprintf(before, sizeof(before), "wpsnap-before-%lld", (long long)time(NULL));
+	if (run_qemu_img(r, "-c", before, file) || run_qemu_img(r, "-a", name, file))
+		return refuse(r, "the disk %s can't be put back to its snapshot '%s'", file, name);
+	if (!r->o->quiet)
+		complain("%s: the disk %s is as it was at '%s'; what was on it is its snapshot '%s'", r->o->cmd->name, file, name, before);
+	return EXIT_OK;
+}
+
+static int revert_disks(struct restore *r)
+{
+	size_t i;
+	int code = EXIT_OK;
+
+	for (i = 0; i < r->saved.nr_disks && !code; i++)
+		code = revert_disk(r, r->saved.disks[i]);
+	return code;
+}
+
+static int check_disks(struct restore *r)
+{
+	const char *disk, *device;
+	size_t i;
+
+	if (r->o->with_disks && !r->saved.nr_disks)
+		return refuse(r, "%s has no snapshots of disks; it was taken without --with-disks", r->o->args[0]);
+	for (i = 0; i < r->saved.nr_disks && !r->o->with_disks; i++) {
+		disk = r->saved.disks[i];
+		device = strchr(disk, ' ') + 1;
+		complain("%s: the guest destroys what is on its disk %s unless that is as it was: --with-disks, or qemu-img snapshot -a %.*s",
+			 r->o->cmd->name, strchr(device, ' ') + 1, (int)(device - 1 - disk), disk);
+	}
+	return EXIT_OK;
+}
+
 /* ---- all of it ---- */
+
+static int start_machine(struct restore *r)
+{
+	int code;
+
+	code = start_qemu(r);
+	if (!code)
+		code = check_version(r);
+	return code ? code : check_machine(r);
+}
+
+/* Disks are changed before QEMU opens them, and only if the machine fits: so it is started for that first. */
+static int try_machine(struct restore *r)
+{
+	struct vm_blocks now;
+	char why[512];
+	int code;
+
+	code = start_machine(r);
+	if (code)
+		return code;
+	if (vm_list_blocks(&r->q, r->pid, &now, why))
+		return refuse(r, "%s", why);
+	code = check_blocks(r, &now);
+	vm_free_blocks(&now);
+	if (!code)
+		code = call(r, "quit", NULL, NULL, -1);
+	end_qemu(r);
+	return code;
+}
 
 static int restore(struct restore *r)
 {
@@ -576,11 +704,14 @@ static int restore(struct restore *r)
 
 	code = read_link(r);
 	if (!code)
-		code = start_qemu(r);
+		code = check_disks(r);
+	if (!code && r->o->with_disks) {
+		code = try_machine(r);
+		if (!code)
+			code = revert_disks(r);
+	}
 	if (!code)
-		code = check_version(r);
-	if (!code)
-		code = check_machine(r);
+		code = start_machine(r);
 	if (!code)
 		code = fill_memory(r);
 	if (!code)
@@ -612,20 +743,14 @@ static int wait_for_qemu(struct restore *r)
 
 static void restore_close(struct restore *r)
 {
-	qmp_close(&r->q);
-	if (r->pid > 0) {
-		kill(r->pid, SIGKILL);
-		waitpid(r->pid, NULL, 0);
-	}
-	if (r->pidfd >= 0)
-		close(r->pidfd);
+	end_qemu(r);
 	events_close(&r->e);
 	wpt_chain_close(r->c);
 	vm_free_blocks(&r->saved.blocks);
 	free(r->saved.tags);
 	free(r->saved.state);
+	free(r->saved.disks);
 	free(r->cmdline);
-	free(r->monitor);
 	free(r->argv);
 }
 

@@ -9,7 +9,7 @@
 
 #define VM_SYNOPSIS "\n           [--pid PID] [--device-limit SIZE] [--backend auto|async|sync] [--level N] [--threads N]\n" \
 	"           [--verify-content] [--assume-sole-writer] [--staging SIZE] [--refuse] [--rounds N]\n" \
-	"           [--target-pause TIME] [--stop-timeout TIME] [--cmdline] [-q] [--json]"
+	"           [--target-pause TIME] [--stop-timeout TIME] [--with-disks] [--cmdline] [-q] [--json]"
 
 #define TAKE_SYNOPSIS "\n           [--range SPEC]... [--mode pause|cow|fuzzy] [--backend auto|async|sync]\n" \
 	"           [--level N] [--threads N] [--verify-content] [--assume-sole-writer] [--staging SIZE]\n" \
@@ -39,7 +39,7 @@ static const struct command commands[] = {
 	  "one snapshot of a running virtual machine, by its QMP socket", cmd_qemu_save },
 	{ "qemu watch", CMD_QEMU_WATCH, 1, -1, false, true, "SOCKET... -o DIR [--every TIME] [--count N] [--new] [--hot-set off|auto]" VM_SYNOPSIS,
 	  "a base and increments of virtual machines", cmd_qemu_watch },
-	{ "qemu restore", CMD_QEMU_RESTORE, 1, -1, false, false, "CHAIN [--paused] [--threads N] [-q] [-- QEMU ARGS...]",
+	{ "qemu restore", CMD_QEMU_RESTORE, 1, -1, false, false, "CHAIN [--paused] [--with-disks] [--threads N] [-q] [-- QEMU ARGS...]",
 	  "start a virtual machine where a snapshot left it", cmd_qemu_restore },
 };
 

@@ -222,6 +222,7 @@ static const struct option_def options[] = {
 	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
 	{ "pid", 0, "PID", CMD_QEMU, "QEMU's process, where the other end of the socket is not QEMU", set_pid, 0 },
 	{ "device-limit", 0, "SIZE", CMD_QEMU, "most that the device state may be, 64M by default", set_device_limit, 0 },
+	{ "with-disks", 0, NULL, CMD_QEMU | CMD_QEMU_RESTORE, "snapshots of the qcow2 disks too, at the same instant", FLAG(with_disks) },
 	{ "paused", 0, NULL, CMD_QEMU_RESTORE, "do not let the guest run", FLAG(paused) },
 	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },
 	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,

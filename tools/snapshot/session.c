@@ -380,7 +380,10 @@ static int take(struct session *s, struct wpt_take_stats *st)
 		to.flags |= WPT_TAKE_REGISTERS;
 	if (s->vm)
 		vm_take_options(s->vm, &to);
-	return wpt_writer_take(s->writer, &to, st);
+	err = wpt_writer_take(s->writer, &to, st);
+	if (s->vm)
+		vm_taken(s->vm, !err);
+	return err;
 }
 
 int session_take(struct session *s, const char *trigger)

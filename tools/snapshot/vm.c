@@ -24,7 +24,7 @@
 #define NO_LIMIT ((int64_t)1 << 40)   /* bytes a second */
 #define STATE_PIPE_BYTES (1 << 20)
 
-static int __attribute__((format(printf, 3, 4))) fail(struct vm *vm, int err, const char *format, ...)
+int vm_fail(struct vm *vm, int err, const char *format, ...)
 {
 	va_list ap;
 
@@ -34,15 +34,20 @@ static int __attribute__((format(printf, 3, 4))) fail(struct vm *vm, int err, co
 	return err;
 }
 
-static int call(struct vm *vm, const char *command, json_t *args, json_t **out)
+int vm_call(struct vm *vm, const char *command, json_t *args, json_t **out, unsigned timeout_ms)
 {
-	int err = qmp_call(&vm->q, command, args, out, -1, QMP_TIMEOUT_MS);
+	int err = qmp_call(&vm->q, command, args, out, -1, timeout_ms);
 
 	if (err == -EREMOTEIO)
-		return fail(vm, err, "QEMU refuses '%s': %s", command, vm->q.said);
+		return vm_fail(vm, err, "QEMU refuses '%s': %s", command, vm->q.said);
 	if (err)
-		return fail(vm, err, "QEMU's monitor does not answer '%s': %s", command, wpt_strerror(err));
+		return vm_fail(vm, err, "QEMU's monitor does not answer '%s': %s", command, wpt_strerror(err));
 	return 0;
+}
+
+static int call(struct vm *vm, const char *command, json_t *args, json_t **out)
+{
+	return vm_call(vm, command, args, out, QMP_TIMEOUT_MS);
 }
 
 /* A string that a command returns; `path` NULL: the whole answer. An absent one is "". */
@@ -58,7 +63,7 @@ static int call_string(struct vm *vm, const char *command, json_t *args, const c
 	text = json_string_value(key ? json_object_get(ret, key) : ret);
 	*out = strdup(text ? text : "");
 	json_decref(ret);
-	return *out ? 0 : fail(vm, -ENOMEM, "out of memory");
+	return *out ? 0 : vm_fail(vm, -ENOMEM, "out of memory");
 }
 
 static uint64_t device_limit(const struct vm *vm)
@@ -81,7 +86,7 @@ static int read_version(struct vm *vm)
 	json_decref(ret);
 	if (asprintf(&vm->version, "%d.%d.%d", (int)major, (int)minor, (int)micro) < 0)
 		vm->version = NULL;
-	return vm->version ? 0 : fail(vm, -ENOMEM, "out of memory");
+	return vm->version ? 0 : vm_fail(vm, -ENOMEM, "out of memory");
 }
 
 /* Devices that write to the guest's memory by themselves, and have a state of which QEMU knows nothing. */
@@ -96,7 +101,7 @@ static int refuse_vfio(struct vm *vm)
 	snprintf(path, sizeof(path), "/proc/%d/fd", (int)vm->pid);
 	dir = opendir(path);
 	if (!dir)
-		return fail(vm, -errno, "the descriptors of process %d can't be listed: %s", (int)vm->pid, strerror(errno));
+		return vm_fail(vm, -errno, "the descriptors of process %d can't be listed: %s", (int)vm->pid, strerror(errno));
 	while (!found && (d = readdir(dir))) {
 		snprintf(link, sizeof(link), "%s/%s", path, d->d_name);
 		n = readlink(link, target, sizeof(target) - 1);
@@ -105,33 +110,7 @@ static int refuse_vfio(struct vm *vm)
 	}
 	closedir(dir);
 	if (found)
-		return fail(vm, -EOPNOTSUPP, "the machine has a device of the host assigned (VFIO), which writes to memory unseen; unplug it first");
-	return 0;
-}
-
-/* Once, before anything is taken. */
-static int warn_of_disks(struct vm *vm)
-{
-	json_t *list, *disk, *inserted;
-	const char *name;
-	size_t i;
-	int err;
-
-	err = call(vm, "query-block", NULL, &list);
-	if (err)
-		return err;
-	json_array_foreach(list, i, disk) {
-		inserted = json_object_get(disk, "inserted");
-		if (!inserted || json_is_true(json_object_get(inserted, "ro")))
-			continue;
-		name = json_string_value(json_object_get(disk, "device"));
-		if (!name || !*name)
-			name = json_string_value(json_object_get(disk, "qdev"));
-		complain("%s: %s: snapshots do not hold the disk '%s': a guest that is restored while its disk is not as it was at that instant "
-			 "destroys what is on it",
-			 vm->o->cmd->name, vm->path, name ? name : "(no name)");
-	}
-	json_decref(list);
+		return vm_fail(vm, -EOPNOTSUPP, "the machine has a device of the host (VFIO), which writes to memory unseen; unplug it first");
 	return 0;
 }
 
@@ -147,7 +126,7 @@ static int query_running(struct vm *vm, bool *running)
 		return err;
 	for (i = 0; i < ARRAY_SIZE(busy) && !err; i++)
 		if (strcmp(status, busy[i]) == 0)
-			err = fail(vm, -EBUSY, "the machine is in state '%s'; try again when it runs or is paused", status);
+			err = vm_fail(vm, -EBUSY, "the machine is in state '%s'; try again when it runs or is paused", status);
 	*running = strcmp(status, "running") == 0;
 	free(status);
 	return err;
@@ -176,7 +155,7 @@ static int check_sharing(struct vm *vm, const struct vm_blocks *b)
 	}
 	if (shared && apart <= device_limit(vm))
 		return 0;
-	return fail(vm, -EOPNOTSUPP,
+	return vm_fail(vm, -EOPNOTSUPP,
 		    "the machine's memory '%s' (%s) is not shared, and what is not shared is stored with the device state, at most %s "
 		    "(--device-limit); start QEMU with -object memory-backend-memfd,id=ram,size=SIZE,share=on -machine memory-backend=ram",
 		    largest, format_size(size, most), format_size(limit, device_limit(vm)));
@@ -193,7 +172,7 @@ static int add_range(struct vm *vm, struct wpt_tracker *t, struct vm_block *b)
 	int id = wpt_range_add(t, &r);
 
 	if (id < 0)
-		return fail(vm, id, "memory '%s' can't be tracked: %s", b->id, wpt_strerror(id));
+		return vm_fail(vm, id, "memory '%s' can't be tracked: %s", b->id, wpt_strerror(id));
 	b->range = id;
 	return 0;
 }
@@ -241,7 +220,7 @@ static int blocks_unchanged(struct vm *vm)
 		same = now.v[i].shared ? same_block(&now.v[i], &vm->blocks.v[i]) :
 					 !vm->blocks.v[i].shared && strcmp(now.v[i].id, vm->blocks.v[i].id) == 0;
 	vm_free_blocks(&now);
-	return same ? 0 : fail(vm, -EAGAIN, "memory was plugged or unplugged meanwhile; the next link has it");
+	return same ? 0 : vm_fail(vm, -EAGAIN, "memory was plugged or unplugged meanwhile; the next link has it");
 }
 
 /* ---- what a link says of it ---- */
@@ -261,7 +240,7 @@ static int make_tags(struct vm *vm)
 	vm->tags = NULL;
 	f = open_memstream(&vm->tags, &vm->tags_len);
 	if (!f)
-		return fail(vm, -ENOMEM, "out of memory");
+		return vm_fail(vm, -ENOMEM, "out of memory");
 	print_tag(f, "qemu.version", vm->version);
 	print_tag(f, "qemu.machine", vm->machine);
 	print_tag(f, "qemu.name", vm->name);
@@ -275,7 +254,9 @@ static int make_tags(struct vm *vm)
 		fprintf(f, "qemu.block=%s %" PRIx64 "-%" PRIx64 " %" PRIu64, b->id, b->start, b->start + b->size, b->size);
 		putc(0, f);
 	}
-	return fclose(f) ? fail(vm, -ENOMEM, "out of memory") : 0;
+	if (vm->o->with_disks)
+		vm_tag_disks(vm, f);
+	return fclose(f) ? vm_fail(vm, -ENOMEM, "out of memory") : 0;
 }
 
 /* ---- device state ---- */
@@ -317,14 +298,14 @@ static int open_state(struct vm *vm)
 	int fds[2], err;
 
 	if (pipe2(fds, O_CLOEXEC))
-		return fail(vm, -errno, "no pipe for the device state: %s", strerror(errno));
+		return vm_fail(vm, -errno, "no pipe for the device state: %s", strerror(errno));
 	fcntl(fds[0], F_SETPIPE_SZ, STATE_PIPE_BYTES);
 	fcntl(fds[0], F_SETFL, O_NONBLOCK);
 	err = qmp_call(&vm->q, "getfd", json_pack("{s:s}", "fdname", "wpsnap"), NULL, fds[1], QMP_TIMEOUT_MS);
 	close(fds[1]);
 	if (err) {
 		close(fds[0]);
-		return fail(vm, err, "QEMU does not take a descriptor: %s", err == -EREMOTEIO ? vm->q.said : wpt_strerror(err));
+		return vm_fail(vm, err, "QEMU does not take a descriptor: %s", err == -EREMOTEIO ? vm->q.said : wpt_strerror(err));
 	}
 	vm->state_fd = fds[0];
 	vm->state_len = 0;
@@ -344,13 +325,13 @@ static int grow_state(struct vm *vm)
 	char *state;
 
 	if (vm->state_len > device_limit(vm))
-		return fail(vm, -EFBIG,
+		return vm_fail(vm, -EFBIG,
 			    "the device state is larger than --device-limit: memory that is not shared, or that this QEMU stores all the same");
 	if (vm->state_len < vm->state_room)
 		return 0;
 	state = realloc(vm->state, room);
 	if (!state)
-		return fail(vm, -ENOMEM, "out of memory for the device state");
+		return vm_fail(vm, -ENOMEM, "out of memory for the device state");
 	vm->state = state;
 	vm->state_room = room;
 	return 0;
@@ -375,9 +356,9 @@ static int read_state(struct vm *vm)
 			continue;
 		}
 		if (errno != EAGAIN && errno != EINTR)
-			return fail(vm, -errno, "the device state can't be read: %s", strerror(errno));
+			return vm_fail(vm, -errno, "the device state can't be read: %s", strerror(errno));
 		if (poll(&fd, 1, (int)DEVICE_TIMEOUT_MS) == 0)
-			return fail(vm, -ETIMEDOUT, "QEMU does not write its device state");
+			return vm_fail(vm, -ETIMEDOUT, "QEMU does not write its device state");
 	}
 }
 
@@ -397,11 +378,11 @@ static int check_migration(struct vm *vm)
 		status = strdup(json_string_value(json_object_get(ret, "status")) ?: "none");
 		words = json_string_value(json_object_get(ret, "error-desc"));
 		if (!status)
-			err = fail(vm, -ENOMEM, "out of memory");
+			err = vm_fail(vm, -ENOMEM, "out of memory");
 		else if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0 || strcmp(status, "none") == 0)
-			err = fail(vm, -EREMOTEIO, "QEMU could not save its device state: %s", words ? words : status);
+			err = vm_fail(vm, -EREMOTEIO, "QEMU could not save its device state: %s", words ? words : status);
 		else if (strcmp(status, "completed") != 0 && now_ns() - begin > (uint64_t)DEVICE_TIMEOUT_MS * 1000000)
-			err = fail(vm, -ETIMEDOUT, "QEMU does not end saving its device state");
+			err = vm_fail(vm, -ETIMEDOUT, "QEMU does not end saving its device state");
 		if (err || strcmp(status, "completed") == 0) {
 			free(status);
 			json_decref(ret);
@@ -442,7 +423,16 @@ static int no_migration(struct vm *vm)
 	busy = *status && strcmp(status, "none") != 0 && strcmp(status, "completed") != 0 && strcmp(status, "failed") != 0 &&
 	       strcmp(status, "cancelled") != 0;
 	free(status);
-	return busy ? fail(vm, -EBUSY, "the machine is being migrated; try again after that") : 0;
+	return busy ? vm_fail(vm, -EBUSY, "the machine is being migrated; try again after that") : 0;
+}
+
+static int list_disks(struct vm *vm)
+{
+	int err;
+
+	vm_free_disks(&vm->disks);
+	err = vm_list_disks(vm, &vm->disks);
+	return err ? err : vm_check_disks(vm, &vm->disks);
 }
 
 /* Everything that need not be done while the guest stands still; and at once before that, so that nobody else's migration is affected. */
@@ -455,8 +445,8 @@ static int before_stop(struct vm *vm)
 		err = no_migration(vm);
 	if (!err)
 		err = blocks_unchanged(vm);
-	if (!err)
-		err = make_tags(vm);
+	if (!err && vm->o->with_disks)
+		err = list_disks(vm);
 	if (!err)
 		err = change_limits(vm);
 	return err ? err : open_state(vm);
@@ -473,8 +463,12 @@ static int quiesce(void *arg)
 		guard_state(vm->guard)->stopped = 1;
 		err = call(vm, "stop", NULL, NULL);
 	}
+	if (!err && vm->o->with_disks)
+		err = vm_take_disks(vm);
 	if (!err)
 		err = save_state(vm);
+	if (!err)
+		err = make_tags(vm);
 	if (err) {
 		vm_finish(vm);
 		return err;
@@ -498,7 +492,7 @@ static int paused(void *arg)
 		return -ECANCELED;
 	err = query_running(vm, &running);
 	if (!err && (running || vm->q.nr_resumed != vm->nr_resumed))
-		err = fail(vm, -EAGAIN, "somebody else let the guest go on during the pause");
+		err = vm_fail(vm, -EAGAIN, "somebody else let the guest go on during the pause");
 	return err;
 }
 
@@ -526,6 +520,14 @@ int vm_finish(struct vm *vm)
 	return err;
 }
 
+void vm_taken(struct vm *vm, bool complete)
+{
+	if (complete)
+		vm->disks_taken = false;
+	else
+		vm_drop_disks(vm);
+}
+
 void vm_take_options(struct vm *vm, struct wpt_take_options *to)
 {
 	vm->why[0] = 0;
@@ -549,7 +551,7 @@ int vm_prepare(struct vm *vm, struct wpt_tracker *t)
 	if (vm->q.fd < 0) {
 		err = qmp_open(&vm->q, vm->path);
 		if (err)
-			return fail(vm, err, "QEMU's monitor can't be reached again: %s", wpt_strerror(err));
+			return vm_fail(vm, err, "QEMU's monitor can't be reached again: %s", wpt_strerror(err));
 	}
 	return vm_ranges(vm, t);
 }
@@ -580,7 +582,7 @@ static int find_process(struct vm *vm)
 	vm->pid = vm->o->pid;
 	if (!vm->pid && getsockopt(vm->q.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
 		vm->pid = peer.pid;
-	return vm->pid > 0 ? 0 : fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
+	return vm->pid > 0 ? 0 : vm_fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
 }
 
 static int learn(struct vm *vm)
@@ -600,7 +602,9 @@ static int learn(struct vm *vm)
 		err = query_running(vm, &vm->running);
 	if (!err)
 		err = refuse_vfio(vm);
-	return err ? err : warn_of_disks(vm);
+	if (!err)
+		err = vm_list_disks(vm, &vm->disks);
+	return err ? err : vm_check_disks(vm, &vm->disks);
 }
 
 int vm_open(struct vm *vm, const struct opts *o, const char *path)
@@ -616,7 +620,7 @@ int vm_open(struct vm *vm, const struct opts *o, const char *path)
 		return explain_connect(vm, err);
 	err = guard_start(&vm->guard, path, vm->q.fd);
 	if (err)
-		fail(vm, err, "no guard can be started: %s", wpt_strerror(err));
+		vm_fail(vm, err, "no guard can be started: %s", wpt_strerror(err));
 	else
 		err = learn(vm);
 	if (err) {
@@ -634,6 +638,7 @@ void vm_close(struct vm *vm)
 	guard_end(vm->guard);
 	qmp_close(&vm->q);
 	vm_free_blocks(&vm->blocks);
+	vm_free_disks(&vm->disks);
 	free(vm->version);
 	free(vm->machine);
 	free(vm->name);

@@ -58,6 +58,16 @@ struct vm_blocks {
 	size_t nr;
 };
 
+struct vm_disk {
+	char *device;              /* or its node's name */
+	char *file, *format;
+};
+
+struct vm_disks {
+	struct vm_disk *v;
+	size_t nr;
+};
+
 struct guard;
 
 struct vm {
@@ -68,6 +78,9 @@ struct vm {
 	struct guard *guard;
 	char *version, *machine, *name, *uuid;
 	struct vm_blocks blocks;
+	struct vm_disks disks;     /* with --with-disks: those of this link, */
+	char snapshot[64];         /* what their snapshots are named, */
+	bool disks_taken;          /* and that there are some */
 	bool running;              /* before the link in hand */
 	int state_fd;              /* the device state comes out here */
 	char *state;               /* the device state of the last link */
@@ -93,10 +106,28 @@ int vm_prepare(struct vm *vm, struct wpt_tracker *t);
 void vm_take_options(struct vm *vm, struct wpt_take_options *to);
 /* After a link or a failure at any point: everything as it was. */
 int vm_finish(struct vm *vm);
+/* The link of the last vm_take_options() is there, or is not. */
+void vm_taken(struct vm *vm, bool complete);
+
+/* Executes a command; vm->why says what went wrong. */
+int vm_call(struct vm *vm, const char *command, json_t *args, json_t **out, unsigned timeout_ms);
+/* Keeps the words and returns `err`. */
+int vm_fail(struct vm *vm, int err, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* The machine's blocks as they are now; addresses only of shared ones. */
 int vm_list_blocks(struct qmp *q, pid_t pid, struct vm_blocks *out, char why[512]);
 void vm_free_blocks(struct vm_blocks *b);
+
+/* ---- vm_disks.c ---- */
+
+/* Those that the guest may write to. */
+int vm_list_disks(struct vm *vm, struct vm_disks *out);
+void vm_free_disks(struct vm_disks *d);
+/* Warns of disks that are left out; an error if they should not be and can't be taken. */
+int vm_check_disks(struct vm *vm, const struct vm_disks *d);
+int vm_take_disks(struct vm *vm);
+void vm_drop_disks(struct vm *vm);
+void vm_tag_disks(const struct vm *vm, FILE *f);
 
 /* ---- vm_guard.c: a process that outlives wpsnap and lets the guest go on ---- */
 

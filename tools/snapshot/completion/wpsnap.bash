@@ -74,10 +74,10 @@ _wpsnap()
 		restore) take='--output --range --threads --quiet' ;;
 		'qemu save' | 'qemu watch')
 			take='--output --pid --device-limit --backend --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds
-				--target-pause --stop-timeout --cmdline --json --quiet'
+				--target-pause --stop-timeout --with-disks --cmdline --json --quiet'
 			[[ $cmd == 'qemu save' ]] && take+=' --parent' || take+=' --every --count --new --hot-set'
 			;;
-		'qemu restore') take='--paused --threads --quiet' ;;
+		'qemu restore') take='--paused --with-disks --threads --quiet' ;;
 		*) return ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$take --help --version" -- "$cur")
