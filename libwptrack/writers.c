@@ -240,7 +240,9 @@ static int look_thread(void *arg, uint64_t number)
 	}
 	if (rc < 0)
 		return 0;
-	th->first = (pid_t)number;
+	/* Of a leader that ended before the others neither mappings nor descriptors are to be seen. */
+	if (!wpt_proc_is_exiting(l->task, number))
+		th->first = (pid_t)number;
 	return 0;
 }
 
