@@ -50,7 +50,7 @@ struct wpt_plan {
 
 /* A file that areas are of; kept open, so that its inode number stays its own. */
 struct wpt_file {
-	uint64_t dev, inode;
+	uint64_t dev, inode;   /* as in the list of mappings; `use` has those of stat(2) */
 	int fd;                /* -1: the entry is free */
 	int watch;             /* of inotify, or -errno */
 	uint32_t nr_areas;
