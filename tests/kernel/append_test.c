@@ -241,6 +241,60 @@ static void what_is_whole_is_not_thrown_away(void **state)
 	end(&f, m);
 }
 
+static size_t notes_len(const char *chain)
+{
+	struct wpt_chain *c;
+	void *notes = NULL;
+	size_t len = 0;
+	int rc;
+
+	assert_int_equal(wpt_chain_open(&c, chain), 0);
+	rc = wpt_chain_section(c, WPT_SECTION_NOTES, &notes, &len);
+	assert_true(rc == 0 || rc == -ENOENT);
+	free(notes);
+	wpt_chain_close(c);
+	return len;
+}
+
+static int say_no(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
+/* What an earlier writer noted, and is so no more, is not what the next writer's links say. */
+static void notes_are_those_of_the_last_link(void **state)
+{
+	struct wpt_take_options no = { .size = sizeof(no), .paused = say_no };
+	struct fix f;
+	char *m, *untracked;
+	int fd;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	fd = memfd_create("noted", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(fd, BYTES), 0);
+	m = fix_map(BYTES, MAP_SHARED, fd);
+	untracked = fix_map(BYTES, MAP_SHARED, fd);
+	close(fd);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, m, BYTES);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_true(notes_len(f.chain) > 0);
+	munmap(untracked, BYTES);
+	/* Looks that leave no link. */
+	assert_int_equal(fix_try(&f, &no), -ECANCELED);
+	assert_int_equal(fix_try(&f, &no), -ECANCELED);
+	append_close(&f);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_int_equal(notes_len(f.chain), 0);
+	append_close(&f);
+	end(&f, m);
+}
+
 static bool fsync_fails(void)
 {
 	struct sock_filter filter[] = {
@@ -309,6 +363,7 @@ int main(void)
 		cmocka_unit_test(a_damaged_head_is_no_torn_base),
 		cmocka_unit_test(damage_before_a_torn_tail_is_not_cut_off),
 		cmocka_unit_test(what_is_whole_is_not_thrown_away),
+		cmocka_unit_test(notes_are_those_of_the_last_link),
 		cmocka_unit_test(the_name_of_a_new_chain_is_durable),
 	};
 
