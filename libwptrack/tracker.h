@@ -110,6 +110,7 @@ struct wpt_tracker {
 	bool writer_open;
 	bool looked;               /* the plan is of a look, not of a mere listing */
 	bool lost;                 /* what was protected could not be noted: nothing is known until a look succeeds */
+	bool untold;               /* the same of a scan: those that follow call all unknown, until one with REARM did so of everything; atomic */
 	bool pinned_loud;
 };
 
