@@ -726,7 +726,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		}
 		wpt_own_leave();
 		pthread_mutex_unlock(&w->t->lock);
-		if (err && w->o.dest == WPT_DEST_FD)
+		if (err && w->o.dest == WPT_DEST_FD && k->sink && k->sink->begun)
 			w->broken = err;
 	}
 	if (k->sink)

@@ -715,6 +715,12 @@ static struct wpt_writer *writer_to_fd(struct fix *f, int fd)
 	return w;
 }
 
+static int say_no(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
 static void descriptor_that_takes_nothing(void **state)
 {
 	(void)state;
@@ -722,6 +728,7 @@ static void descriptor_that_takes_nothing(void **state)
 		skip();
 	char *m = fix_anon(BYTES), *data;
 	int full = open("/dev/full", O_WRONLY | O_CLOEXEC), p[2], out = memfd_create("out", MFD_CLOEXEC);
+	struct wpt_take_options no = { .size = sizeof(no), .paused = say_no, .max_rounds = WPT_NO_ROUNDS };
 	struct wpt_chain *c;
 	struct stat st;
 	struct fix f;
@@ -740,6 +747,9 @@ static void descriptor_that_takes_nothing(void **state)
 	assert_int_equal(fix_try(&f, NULL), -EPIPE);
 	wpt_writer_close(f.w);
 	f.w = writer_to_fd(&f, out);
+	/* Nothing of it reached the descriptor. */
+	assert_int_equal(fix_try(&f, &no), -ECANCELED);
+	assert_int_equal(lseek(out, 0, SEEK_CUR), 0);
 	for (unsigned i = 0; i < 3; i++) {
 		change_something(m, i);
 		assert_int_equal(fix_try(&f, NULL), 0);
@@ -760,12 +770,6 @@ static void descriptor_that_takes_nothing(void **state)
 	close(p[1]);
 	close(out);
 	munmap(m, BYTES);
-}
-
-static int say_no(void *arg)
-{
-	(void)arg;
-	return -ECANCELED;
 }
 
 /* ---- no memory ---- */
