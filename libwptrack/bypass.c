@@ -426,6 +426,28 @@ bool wpt_tracker_is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t
 	return false;
 }
 
+/* Where a ring was busy at this look, its buffers are those of the last one. */
+static int keep_pinned(const struct wpt_vec *before, struct wpt_vec *pieces)
+{
+	const struct wpt_piece *p;
+	struct wpt_piece *kept;
+	size_t i, k;
+
+	for (i = 0; i < before->count; i++) {
+		p = wpt_vec_at(before, struct wpt_piece, i);
+		for (k = 0; k < pieces->count; k++)
+			if (!memcmp(p, wpt_vec_at(pieces, struct wpt_piece, k), sizeof(*p)))
+				break;
+		if (k < pieces->count)
+			continue;
+		kept = wpt_vec_push(pieces);
+		if (!kept)
+			return -ENOMEM;
+		*kept = *wpt_vec_at(before, struct wpt_piece, i);
+	}
+	return 0;
+}
+
 /* Memory that the kernel writes to without a fault, as of this look and of the last one. */
 int wpt_look_pinned(struct wpt_look *l)
 {
@@ -435,9 +457,10 @@ int wpt_look_pinned(struct wpt_look *l)
 	const struct wpt_piece *p;
 	uint64_t start, end;
 	size_t i, k;
-	int err, set;
+	int busy, err, set;
 
-	err = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	busy = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	err = busy > 0 ? keep_pinned(&t->pinned, &pieces) : busy;
 	for (set = 0; set < 2 && !err; set++) {
 		const struct wpt_vec *v = set ? &t->pinned : &pieces;
 

@@ -133,7 +133,10 @@ struct wpt_file_use {
  */
 int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t nr);
 
-/* Memory that the kernel may write without a fault: io_uring fixed buffers. Appends struct wpt_piece. *loud: VFIO or RDMA is in use. */
+/*
+ * Memory that the kernel may write without a fault: io_uring fixed buffers. Appends struct wpt_piece. *loud: VFIO or RDMA is in use. 1: a ring was
+ * busy for so long that its buffers may be missing.
+ */
 int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud);
 
 /*

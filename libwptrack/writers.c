@@ -331,7 +331,7 @@ struct pinned {
 	int task, fd_dir, info_dir;
 	char *buf;
 	uint64_t bytes; /* that the kernel may count as pinned for what was found */
-	bool loud;
+	bool loud, busy;
 };
 
 static const char *next_line(const char *p)
@@ -407,7 +407,7 @@ static int look_uring(struct pinned *pin, uint64_t fd)
 			return rc;
 		wpt_sys(SYS_nanosleep, &ts, NULL);
 	}
-	pin->loud = true;
+	pin->loud = pin->busy = true;
 	return 0;
 }
 
@@ -491,7 +491,9 @@ int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
 	wpt_fd_close(&pin.task);
 	wpt_vm_free(pin.buf, BUF_BYTES * 16);
 	*loud = pin.loud;
-	return rc == 0 || rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : WPT_MIN(rc, 0);
+	if (rc == 0 || rc == -ENOENT || rc == -ESRCH)
+		return -WPT_E_GONE;
+	return rc < 0 ? rc : pin.busy;
 }
 
 /* ---- system calls on files ---- */
