@@ -508,8 +508,8 @@ struct wpt_take_stats {
 /*
  * Write one link: the base if the chain is empty, else what changed since the last durable link. When it returns 0 the link
  * is complete and durable. When it fails nothing is lost: the file is removed, all that was dirty stays dirty, the next link is complete.
- * Only a stream (WPT_DEST_FD) that failed, and a file (WPT_DEST_APPEND) whose fsync or last write failed, are not continued: every later take returns
- * the same error, and a writer to another place begins with a base.
+ * Only a stream (WPT_DEST_FD) that failed when something of the link was written, and a file (WPT_DEST_APPEND) whose fsync or last write
+ * failed, are not continued: every later take returns the same error, and a writer to another place begins with a base.
  * `o` and `stats` may be NULL. Errors: -errno of the store (-ENOSPC, -EIO, -EDQUOT, ...), WPT_E_GONE, WPT_E_STOP_TIMEOUT, WPT_E_STAGING,
  * WPT_E_SHARED_VM, WPT_E_TRACED, WPT_E_FORKED, -ENOMEM, -EINVAL, -ENODATA (there is nothing to track). Threads: one per writer. Since 0.1.
  */

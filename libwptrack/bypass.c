@@ -24,14 +24,19 @@
 
 /* ---- files ---- */
 
-static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode)
+/*
+ * The file of a mapping. On some file systems (btrfs, overlayfs over several others) all files show one device in the list of mappings and have
+ * others for stat(2), within which only their inode numbers are unique. There `st`, of the mapping's file itself, decides; without it, nothing
+ * is found.
+ */
+static int file_find(const struct wpt_tracker *t, uint64_t dev, uint64_t inode, const struct stat *st)
 {
 	size_t i;
 
 	for (i = 0; i < t->files.count; i++) {
 		const struct wpt_file *file = wpt_vec_at(&t->files, struct wpt_file, i);
 
-		if (file->fd >= 0 && file->dev == dev && file->inode == inode)
+		if (file->fd >= 0 && file->dev == dev && file->inode == inode && file->use.dev == (st ? st->st_dev : dev))
 			return (int)i;
 	}
 	return -1;
@@ -79,16 +84,20 @@ int wpt_look_file(struct wpt_tracker *t, const struct wpt_map *map)
 
 	if (!map->inode)
 		return -1;
-	index = file_find(t, dev, map->inode);
+	index = file_find(t, dev, map->inode, NULL);
 	if (index >= 0)
 		return index;
 	fd = wpt_target_open_file(t->target, map, &t->maps);
 	if (fd < 0)
 		return -1;
-	file = fstat(fd, &st) == 0 ? file_entry(t) : NULL;
+	file = NULL;
+	if (fstat(fd, &st) == 0) {
+		index = file_find(t, dev, map->inode, &st);
+		file = index < 0 ? file_entry(t) : NULL;
+	}
 	if (!file) {
 		close(fd);
-		return -1;
+		return index;
 	}
 	file->dev = dev;
 	file->inode = map->inode;
@@ -276,14 +285,16 @@ static bool is_covered(const struct wpt_plan *plan, uint64_t start, uint64_t end
 	return start >= end;
 }
 
-/* Shared writable mappings that are not tracked: what is written through them is not seen at all. */
+/*
+ * Shared writable mappings that are not tracked: what is written through them is not seen at all. Where they may be of either of two files, they
+ * count for both.
+ */
 static void note_untracked(struct wpt_look *l)
 {
 	struct wpt_tracker *t = l->t;
 	const struct wpt_map *map;
 	struct wpt_file *file;
-	size_t i;
-	int index;
+	size_t i, k;
 
 	for (i = 0; i < t->files.count; i++) {
 		file = wpt_vec_at(&t->files, struct wpt_file, i);
@@ -293,9 +304,11 @@ static void note_untracked(struct wpt_look *l)
 		map = wpt_map_at(&t->maps, i);
 		if (!map->shared || !map->write || !map->inode)
 			continue;
-		index = file_find(t, makedev(map->dev_major, map->dev_minor), map->inode);
-		if (index >= 0 && !is_covered(l->plan, map->start, map->end))
-			wpt_vec_at(&t->files, struct wpt_file, index)->untracked_now = true;
+		for (k = 0; k < t->files.count; k++) {
+			file = wpt_vec_at(&t->files, struct wpt_file, k);
+			if (file->fd >= 0 && file->dev == makedev(map->dev_major, map->dev_minor) && file->inode == map->inode)
+				file->untracked_now |= !is_covered(l->plan, map->start, map->end);
+		}
 	}
 }
 
@@ -331,7 +344,7 @@ static int inspect_files(struct wpt_look *l)
 		use = wpt_vec_push(&uses);
 		err = use ? 0 : -ENOMEM;
 		if (use)
-			*use = (struct wpt_file_use){ .dev = file->use.dev, .inode = file->use.inode };
+			*use = (struct wpt_file_use){ .dev = file->use.dev, .inode = file->use.inode, .map_dev = file->dev };
 	}
 	if (!err && uses.count)
 		err = wpt_target_writers(t->target, uses.data, uses.count);
@@ -431,6 +444,28 @@ bool wpt_tracker_is_pinned(const struct wpt_tracker *t, uint64_t start, uint64_t
 	return false;
 }
 
+/* Where a ring was busy at this look, its buffers are those of the last one. */
+static int keep_pinned(const struct wpt_vec *before, struct wpt_vec *pieces)
+{
+	const struct wpt_piece *p;
+	struct wpt_piece *kept;
+	size_t i, k;
+
+	for (i = 0; i < before->count; i++) {
+		p = wpt_vec_at(before, struct wpt_piece, i);
+		for (k = 0; k < pieces->count; k++)
+			if (!memcmp(p, wpt_vec_at(pieces, struct wpt_piece, k), sizeof(*p)))
+				break;
+		if (k < pieces->count)
+			continue;
+		kept = wpt_vec_push(pieces);
+		if (!kept)
+			return -ENOMEM;
+		*kept = *wpt_vec_at(before, struct wpt_piece, i);
+	}
+	return 0;
+}
+
 /* Memory that the kernel writes to without a fault, as of this look and of the last one. */
 int wpt_look_pinned(struct wpt_look *l)
 {
@@ -440,9 +475,10 @@ int wpt_look_pinned(struct wpt_look *l)
 	const struct wpt_piece *p;
 	uint64_t start, end;
 	size_t i, k;
-	int err, set;
+	int busy, err, set;
 
-	err = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	busy = wpt_target_pinned(t->target, &pieces, &t->pinned_loud);
+	err = busy > 0 ? keep_pinned(&t->pinned, &pieces) : busy;
 	for (set = 0; set < 2 && !err; set++) {
 		const struct wpt_vec *v = set ? &t->pinned : &pieces;
 

@@ -622,7 +622,13 @@ static int add_hole(struct wpt_copy *c, uint64_t start, uint64_t end)
 		if (nonzero < taken)
 			for (stop = at + WPT_PAGE; stop < taken && wpt_ledger_known(c->t->ledger, stop) != WPT_KNOWN_ZERO;)
 				stop += WPT_PAGE;
-		err = add_from_file(c, area_fd(c), at, stop);
+		/* A fuzzy link may protect it again: what that takes from the kernel must be taken, or it is lost with the link. */
+		if (c->check_torn && nonzero < taken) {
+			err = wpt_ledger_dirty(c->t->ledger, at, stop);
+			wpt_ledger_take(c->t->ledger, at, stop);
+		}
+		if (!err)
+			err = add_from_file(c, area_fd(c), at, stop);
 		at = stop;
 	}
 	return err;

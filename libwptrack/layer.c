@@ -472,6 +472,7 @@ int wpt_layer_kit_open(struct wpt_layer_kit **out, uint64_t staging_bytes, uint3
 {
 	struct wpt_pipe_params pipe = { 0, WPT_FMT_FRAME_MAX, work, emit, NULL };
 	struct wpt_layer_kit *k = wpt_vm_alloc(sizeof(*k));
+	uint64_t nr_jobs;
 	int ret;
 
 	if (!k)
@@ -482,9 +483,13 @@ int wpt_layer_kit_open(struct wpt_layer_kit **out, uint64_t staging_bytes, uint3
 	k->adaptive = level == WPT_LEVEL_ADAPTIVE;
 	wpt_level_init(&k->level);
 	k->clock = wpt_now_ns;
-	k->nr_jobs = WPT_MAX((size_t)(staging_bytes / BATCH_BYTES), (size_t)k->nr_threads + 2);
-	k->jobs = wpt_vm_alloc(k->nr_jobs * sizeof(*k->jobs));
-	k->data = wpt_vm_alloc(k->nr_jobs * BATCH_BYTES);
+	nr_jobs = WPT_MAX(staging_bytes / BATCH_BYTES, (uint64_t)k->nr_threads + 2);
+	/* More than there are addresses, on a 32-bit machine. */
+	if (nr_jobs <= SIZE_MAX / WPT_MAX(BATCH_BYTES, sizeof(*k->jobs))) {
+		k->nr_jobs = (size_t)nr_jobs;
+		k->jobs = wpt_vm_alloc(k->nr_jobs * sizeof(*k->jobs));
+		k->data = wpt_vm_alloc(k->nr_jobs * BATCH_BYTES);
+	}
 	k->raw = wpt_vm_alloc(WPT_FMT_PART_MAX);
 	ret = k->jobs && k->data && k->raw ? compressors_open(k, k->adaptive ? WPT_LEVEL_MOST : level ? level : 1) : -ENOMEM;
 	if (ret == 0)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Links are found by their trailers, from the end of a file to its start. Where that fails, the file's frames are walked from its start:
- * a trailer is never searched for, since page data may hold anything. A torn tail, which a writer that was killed leaves, is ignored;
- * a link that is all there and wrong is an error, because the link before it is not what was asked for.
+ * no link is found by searching for its trailer, since page data may hold anything. A torn tail, which a writer that was killed leaves, is
+ * ignored; a link that is all there and wrong is an error, because the link before it is not what was asked for. So what is behind the last
+ * good link is searched for a trailer only to tell the two apart.
  */
 #include "locate.h"
 
@@ -14,6 +15,8 @@
 #include <unistd.h>
 
 #define NAME_TAIL 37 /* "-" and 32 digits and ".wps" */
+#define SEARCH_BYTES 65536u
+#define FRAME_HEAD 12u /* magic, length and tag, which all trailers have in common */
 
 static const uint8_t *id_of(const struct wpt_place *p)
 {
@@ -116,6 +119,7 @@ struct forward {
 	bool end_is_trailer;
 	struct wpt_fmt_head head;   /* of that link, if it is good */
 	bool has_head;
+	uint8_t chain_id[16];       /* of the file's first link */
 	uint64_t good_end;          /* of the last frame that was good */
 };
 
@@ -143,6 +147,12 @@ static int forward_trailer(struct forward *w, const struct wpt_frame *f)
 
 static int forward_frame(struct forward *w, const struct wpt_frame *f)
 {
+	/* A link is begun behind a whole one: the trailer that was there is not to be known as one. */
+	if (w->in_link && !f->bad && f->kind == WPT_FMT_FRAME_BLOCK && f->tag == WPT_FMT_HEAD) {
+		w->in_link = false;
+		w->l->tail_damaged = true;
+		note_error(w->l, -WPT_E_DAMAGED);
+	}
 	if (!w->in_link) {
 		w->in_link = true;
 		w->start = f->offset;
@@ -156,7 +166,7 @@ static int forward_frame(struct forward *w, const struct wpt_frame *f)
 }
 
 /*
- * Whether what is behind the last good frame is the link's whole trailer with a few bits wrong, and not a torn frame. The ids in it are
+ * Whether behind the last good frame there is the link's whole trailer with a few bits wrong, and not a torn frame. The ids in it are
  * random: nothing else has them there.
  */
 static bool is_spoiled_trailer(const struct forward *w)
@@ -164,7 +174,7 @@ static bool is_spoiled_trailer(const struct forward *w)
 	uint8_t buf[WPT_FMT_TRAILER_SIZE];
 	unsigned int i, differ = 0;
 
-	if (!w->in_link || !w->has_head || w->source->size - w->good_end != sizeof(buf))
+	if (!w->in_link || !w->has_head || w->source->size - w->good_end < sizeof(buf))
 		return false;
 	if (w->source->read(w->source, w->good_end, buf, sizeof(buf)))
 		return false;
@@ -175,18 +185,65 @@ static bool is_spoiled_trailer(const struct forward *w)
 	return differ <= 2;
 }
 
+/*
+ * Whether `bytes`, which lie at `at`, are the trailer of a link behind the last good one. Page data may hold links that are older, and trailers of
+ * this chain at other places than their own.
+ */
+static bool is_later_trailer(const struct forward *w, const uint8_t *bytes, uint64_t at)
+{
+	const struct wpt_place *last = w->l->nr ? &w->l->places[w->l->nr - 1] : NULL;
+	struct wpt_link_place link;
+	struct wpt_fmt_trailer t;
+
+	if (wpt_fmt_trailer_decode(bytes, WPT_FMT_TRAILER_SIZE, &t) || t.offset > at - w->l->end_offset)
+		return false;
+	if (memcmp(t.chain_id, last ? last->link.head.identity.chain_id : w->chain_id, 16) || (last && t.sequence <= sequence_of(last)))
+		return false;
+	return at - t.offset == w->l->end_offset || !wpt_link_probe(w->source, at + WPT_FMT_TRAILER_SIZE, &link);
+}
+
+/* Whether a whole link was written behind the last good one: then that one is not the last, nor is what is behind it to be cut off. */
+static int find_later_trailer(const struct forward *w, bool *found)
+{
+	uint64_t at = w->l->end_offset, end = w->source->size;
+	uint8_t *buf = malloc(SEARCH_BYTES), *p, any[WPT_FMT_TRAILER_SIZE];
+	const struct wpt_fmt_trailer none = { 0 };
+	size_t len, i;
+	int rc = 0;
+
+	if (!buf)
+		return -ENOMEM;
+	wpt_fmt_trailer_encode(&none, any);
+	for (; !rc && !*found && end - at >= WPT_FMT_TRAILER_SIZE; at += len - WPT_FMT_TRAILER_SIZE + 1) {
+		len = (size_t)WPT_MIN(end - at, (uint64_t)SEARCH_BYTES);
+		rc = w->source->read(w->source, at, buf, len);
+		for (i = 0; !rc && !*found && (p = memmem(buf + i, len - i, any, FRAME_HEAD)); i++) {
+			i = (size_t)(p - buf);
+			if (len - i < WPT_FMT_TRAILER_SIZE)
+				break;
+			*found = is_later_trailer(w, p, at + i);
+		}
+	}
+	free(buf);
+	return rc;
+}
+
 /* How the walk ended: -WPT_E_DAMAGED and the like from wpt_frames_next(), 0 at the end of the file. */
-static void forward_end(struct forward *w, int rc, int kind)
+static int forward_end(struct forward *w, int ended, int kind)
 {
 	bool damaged = is_spoiled_trailer(w);
+	int rc = 0;
 
 	/* With a good trailer at the very end, torn page data may have forged it, but a torn block can't have. */
-	if (w->end_is_trailer && !(rc == -WPT_E_TRUNCATED && kind == WPT_FMT_FRAME_DATA))
-		damaged = rc != 0;
+	if (w->end_is_trailer && !(ended == -WPT_E_TRUNCATED && kind == WPT_FMT_FRAME_DATA))
+		damaged = ended != 0;
 	if (!damaged)
-		return;
+		rc = find_later_trailer(w, &damaged);
+	if (!damaged)
+		return rc;
 	w->l->tail_damaged = true;
 	note_error(w->l, -WPT_E_DAMAGED);
+	return 0;
 }
 
 static int walk_forward(struct wpt_locator *l, struct wpt_source *source, bool end_is_trailer)
@@ -194,13 +251,14 @@ static int walk_forward(struct wpt_locator *l, struct wpt_source *source, bool e
 	struct forward w = { .l = l, .source = source, .end_is_trailer = end_is_trailer };
 	struct wpt_frame f = { 0 };
 	struct wpt_frames frames;
-	int rc, kind;
+	int rc, end_rc, kind;
 
 	l->nr = 0;
 	l->end_offset = 0;
 	rc = wpt_link_head(source, 0, &w.head);
 	if (rc)
 		return rc;
+	memcpy(w.chain_id, w.head.identity.chain_id, sizeof(w.chain_id));
 	rc = wpt_frames_open(&frames, source, 0, source->size);
 	if (rc)
 		return rc;
@@ -213,9 +271,9 @@ static int walk_forward(struct wpt_locator *l, struct wpt_source *source, bool e
 	wpt_frames_close(&frames);
 	if (rc && rc != -WPT_E_DAMAGED && rc != -WPT_E_TRUNCATED)
 		return rc;
-	forward_end(&w, rc, kind);
-	if (l->nr)
-		return 0;
+	end_rc = forward_end(&w, rc, kind);
+	if (end_rc || l->nr)
+		return end_rc;
 	return l->error ? l->error : rc ? rc : -WPT_E_TRUNCATED;
 }
 

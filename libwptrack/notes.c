@@ -64,6 +64,7 @@ static const char *reason_text(uint32_t reason)
 int wpt_notes_text(struct wpt_tracker *t, struct wpt_vec *text)
 {
 	const struct wpt_area *a;
+	const struct wpt_file *file;
 	char line[512];
 	size_t i;
 	int n, err = 0;
@@ -76,12 +77,13 @@ int wpt_notes_text(struct wpt_tracker *t, struct wpt_vec *text)
 			     wpt_area_name(t->plan, a), reason_text(a->reason));
 		err = wpt_text_append(text, line, (size_t)n);
 	}
-	for (i = 0; i < t->files.count && !err; i++)
-		if (wpt_vec_at(&t->files, struct wpt_file, i)->use.own_writable_fd) {
-			n = snprintf(line, sizeof(line), "inode %llu: the target has it open for writing\n",
-				     (unsigned long long)wpt_vec_at(&t->files, struct wpt_file, i)->inode);
-			err = wpt_text_append(text, line, (size_t)n);
-		}
+	for (i = 0; i < t->files.count && !err; i++) {
+		file = wpt_vec_at(&t->files, struct wpt_file, i);
+		if (file->fd < 0 || !file->use.own_writable_fd)
+			continue;
+		n = snprintf(line, sizeof(line), "inode %llu: the target has it open for writing\n", (unsigned long long)file->inode);
+		err = wpt_text_append(text, line, (size_t)n);
+	}
 	if (!err && t->pinned_loud) {
 		n = snprintf(line, sizeof(line), "VFIO or RDMA is in use: what devices write is not seen\n");
 		err = wpt_text_append(text, line, (size_t)n);

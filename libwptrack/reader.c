@@ -23,10 +23,11 @@ int wpt_link_head(struct wpt_source *s, uint64_t start, struct wpt_fmt_head *hea
 		return rc;
 	if (rc != WPT_FMT_FRAME_BLOCK || tag != WPT_FMT_HEAD)
 		return -WPT_E_NOT_SNAPSHOT;
-	if (frame_len > s->size - start)
-		return -WPT_E_TRUNCATED;
-	if (frame_len > len)
+	/* No head is that long: not that it ends behind the end is what is wrong with it. */
+	if (frame_len > sizeof(buf))
 		return -WPT_E_DAMAGED;
+	if (frame_len > len)
+		return -WPT_E_TRUNCATED;
 	return wpt_fmt_head_decode(buf, frame_len, head);
 }
 

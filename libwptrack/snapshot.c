@@ -477,13 +477,14 @@ static int take_cow(struct wpt_take *k)
 
 /* ---- finishing ---- */
 
-/* What was skipped and compared, if it is not what the last durable link says. */
+/* What was skipped and compared, if it is not what the last durable link says; what a chain says that is continued is not known. */
 static int add_notes(struct wpt_take *k)
 {
 	struct wpt_vec text = WPT_VEC(char);
+	bool known = k->w->notes_known || !k->w->has_tip;
 	int err = wpt_notes_text(k->w->t, &text);
 
-	if (!err && !wpt_text_same(&k->w->notes_text, text.data, text.count)) {
+	if (!err && !(known && wpt_text_same(&k->w->notes_text, text.data, text.count))) {
 		err = wpt_layer_section(k->layer, WPT_SECTION_NOTES, text.data, text.count);
 		if (!err)
 			err = wpt_text_set(&k->new_notes, text.data, text.count);
@@ -559,8 +560,7 @@ static void succeeded(struct wpt_take *k)
 		wpt_vec_clear(&w->ranges_text);
 	if (wpt_text_set(&w->maps_text, (const char *)m->text.data + m->raw, m->raw_len) != 0)
 		wpt_vec_clear(&w->maps_text);
-	if (k->notes_changed && wpt_text_set(&w->notes_text, k->new_notes.data, k->new_notes.count) != 0)
-		wpt_vec_clear(&w->notes_text);
+	w->notes_known = !k->notes_changed || wpt_text_set(&w->notes_text, k->new_notes.data, k->new_notes.count) == 0;
 }
 
 static void fill_stats(struct wpt_take *k)
@@ -726,7 +726,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		}
 		wpt_own_leave();
 		pthread_mutex_unlock(&w->t->lock);
-		if (err && w->o.dest == WPT_DEST_FD)
+		if (err && w->o.dest == WPT_DEST_FD && k->sink && k->sink->begun)
 			w->broken = err;
 	}
 	if (k->sink)

@@ -161,6 +161,7 @@ static int file_write(struct wpt_sink *s, const void *data, size_t len)
 
 	if (rc)
 		return rc;
+	s->begun = true;
 	f->error = f->hold ? hold_back(f, data, len) : write_all(f, data, len);
 	return f->error;
 }

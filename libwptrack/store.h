@@ -15,6 +15,7 @@ struct wpt_sink {
 	int (*commit)(struct wpt_sink *s);
 	/* Frees; what was not committed disappears. */
 	void (*close)(struct wpt_sink *s);
+	bool begun;               /* files: write() was called, whatever came of it */
 };
 
 /* A link in a folder: a temporary name in the folder, fsync, RENAME_NOREPLACE to `name`, fsync of the folder. */

@@ -32,7 +32,8 @@ struct wpt_writer {
 	uint64_t turn;                 /* links tried, for the hot set */
 	struct wpt_vec ranges_text;    /* the last durable link's ranges, to see whether they changed */
 	struct wpt_vec maps_text;      /* its mappings */
-	struct wpt_vec notes_text;     /* its notes */
+	struct wpt_vec notes_text;     /* its notes, if */
+	bool notes_known;
 };
 
 /* State of one take. */

@@ -120,6 +120,7 @@ int wpt_target_open_file(struct wpt_target *t, const struct wpt_map *map, const 
 /* A file that tracked mappings are of. */
 struct wpt_file_use {
 	uint64_t dev, inode;      /* as st_dev, st_ino */
+	uint64_t map_dev;         /* the device that mappings of it show; 0: as st_dev. Other files may have this and the inode, too */
 	bool other_writer;        /* out: another process has it mapped shared and writable, or open for writing */
 	bool own_writable_fd;     /* out: the target has it open for writing */
 	bool uninspectable;       /* out: some process could not be looked at, and the file could be open there */
@@ -132,7 +133,10 @@ struct wpt_file_use {
  */
 int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t nr);
 
-/* Memory that the kernel may write without a fault: io_uring fixed buffers. Appends struct wpt_piece. *loud: VFIO or RDMA is in use. */
+/*
+ * Memory that the kernel may write without a fault: io_uring fixed buffers. Appends struct wpt_piece. *loud: VFIO or RDMA is in use. 1: a ring was
+ * busy for so long that its buffers may be missing.
+ */
 int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud);
 
 /*

@@ -365,8 +365,10 @@ int wpt_tracker_arm(struct wpt_tracker *t)
 		err = wpt_tracker_look(t, 0);
 	/* What was dirty in memory that was armed before stays so; memory that is armed now begins clean. */
 	wpt_ledger_rollback(t->ledger);
-	if (!err)
+	if (!err) {
 		wpt_vec_clear(&t->unknown);
+		__atomic_store_n(&t->untold, false, __ATOMIC_RELAXED);
+	}
 	wpt_tracker_reap(t);
 	pthread_mutex_unlock(&t->lock);
 	return err;
@@ -377,7 +379,7 @@ int wpt_tracker_arm(struct wpt_tracker *t)
 struct scan_call {
 	struct wpt_tracker *t;
 	struct wpt_scan scan, nowhere;
-	bool rearm;
+	bool rearm, untold;       /* untold: nothing but that all is unknown is reported */
 	int (*each)(void *arg, const struct wpt_run *run);
 	void *arg;
 	struct wpt_run pending;   /* merged with what follows, then reported */
@@ -392,14 +394,16 @@ static void report_flush(struct scan_call *c)
 	if (c->pending.start < c->pending.end && !c->result)
 		c->result = c->each(c->arg, &c->pending);
 	else if (c->result && c->rearm && c->pending.state != WPT_PAGES_ZERO &&
-		 wpt_ledger_dirty(c->t->ledger, c->pending.start, c->pending.end) != 0)
+		 wpt_ledger_dirty(c->t->ledger, c->pending.start, c->pending.end) != 0) {
 		c->t->lost = true;
+		__atomic_store_n(&c->t->untold, true, __ATOMIC_RELAXED);
+	}
 	c->pending.start = c->pending.end = 0;
 }
 
 static void report(struct scan_call *c, uint64_t start, uint64_t end, uint32_t state, uint32_t kind)
 {
-	if (start >= end)
+	if (start >= end || (c->untold && state != WPT_PAGES_UNKNOWN))
 		return;
 	if (c->pending.end == start && c->pending.state == state && c->pending.kind == kind && c->pending.start < c->pending.end) {
 		c->pending.end = end;
@@ -526,10 +530,10 @@ static int scan_area(struct scan_call *c, const struct wpt_area *a, uint64_t sta
 
 	if (err == -ESRCH)
 		return -WPT_E_GONE;
-	if (!err)
+	if (!err && !c->untold)
 		return 0;
 	/* Pages may have been protected and not told of. */
-	if (c->rearm)
+	if (err && c->rearm)
 		c->t->lost = true;
 	report(c, start, end, WPT_PAGES_UNKNOWN, a->kind);
 	return 0;
@@ -579,6 +583,16 @@ static int scan_interval(struct scan_call *c, const struct wpt_plan *plan, uint6
 	return err;
 }
 
+static bool is_whole(const struct wpt_plan *plan, uint64_t start, uint64_t end)
+{
+	size_t i;
+
+	for (i = 0; i < plan->areas.count; i++)
+		if (!wpt_area_at(plan, i)->skipped && (wpt_area_at(plan, i)->start < start || wpt_area_at(plan, i)->end > end))
+			return false;
+	return true;
+}
+
 int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32_t flags,
 		     int (*each)(void *arg, const struct wpt_run *run), void *arg)
 {
@@ -587,6 +601,7 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 	struct scan_call c = { .t = t, .rearm = flags & WPT_SCAN_REARM, .each = each, .arg = arg };
 	const struct wpt_range_set *set;
 	const struct wpt_plan *plan;
+	bool whole;
 	size_t i;
 	int err = wpt_tracker_check(t);
 
@@ -601,8 +616,10 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 		pthread_mutex_lock(&t->lock);
 	if (c.rearm && t->writer_open)
 		err = -EBUSY;
+	c.untold = __atomic_load_n(&t->untold, __ATOMIC_RELAXED);
 	set = wpt_ranges_begin(t->ranges);
 	plan = rcu_dereference(t->plan);
+	whole = is_whole(plan, start, end);
 	if (set->all && !err)
 		err = scan_interval(&c, plan, start, end, false);
 	for (i = 0; i < set->nr && !err && !c.result; i++)
@@ -610,6 +627,8 @@ int wpt_tracker_scan(struct wpt_tracker *t, uint64_t start, uint64_t end, uint32
 			err = scan_interval(&c, plan, WPT_MAX(start, set->entries[i].start), WPT_MIN(end, set->entries[i].end), true);
 	wpt_ranges_end(t->ranges);
 	report_flush(&c);
+	if (c.untold && c.rearm && whole && !err && !c.result)
+		__atomic_store_n(&t->untold, false, __ATOMIC_RELAXED);
 	if (c.rearm)
 		pthread_mutex_unlock(&t->lock);
 	if (!err)

@@ -50,7 +50,7 @@ struct wpt_plan {
 
 /* A file that areas are of; kept open, so that its inode number stays its own. */
 struct wpt_file {
-	uint64_t dev, inode;
+	uint64_t dev, inode;   /* as in the list of mappings; `use` has those of stat(2) */
 	int fd;                /* -1: the entry is free */
 	int watch;             /* of inotify, or -errno */
 	uint32_t nr_areas;
@@ -111,6 +111,7 @@ struct wpt_tracker {
 	bool writer_open;
 	bool looked;               /* the plan is of a look, not of a mere listing */
 	bool lost;                 /* what was protected could not be noted: nothing is known until a look succeeds */
+	bool untold;               /* the same of a scan: those that follow call all unknown, until one with REARM did so of everything; atomic */
 	bool pinned_loud;
 };
 

@@ -31,12 +31,12 @@ struct look {
 	uint64_t uids[4];   /* of the target */
 };
 
-static struct wpt_file_use *find_file(struct look *l, uint64_t dev_major, uint64_t dev_minor, uint64_t inode)
+static struct wpt_file_use *find_file(struct look *l, uint64_t dev, uint64_t inode)
 {
 	size_t i;
 
 	for (i = 0; i < l->nr; i++)
-		if (l->files[i].inode == inode && major(l->files[i].dev) == dev_major && minor(l->files[i].dev) == dev_minor)
+		if (l->files[i].inode == inode && l->files[i].dev == dev)
 			return &l->files[i];
 	return NULL;
 }
@@ -76,7 +76,7 @@ static int look_fd(void *arg, uint64_t number)
 	rc = wpt_sys(SYS_statx, f->dir, path, AT_STATX_DONT_SYNC, STATX_INO | STATX_NLINK, &stx);
 	if (rc)
 		return is_denied((int)rc) ? (int)rc : 0;
-	file = find_file(f->l, stx.stx_dev_major, stx.stx_dev_minor, stx.stx_ino);
+	file = find_file(f->l, makedev(stx.stx_dev_major, stx.stx_dev_minor), stx.stx_ino);
 	if (!file)
 		return 0;
 	if (f->l->own)
@@ -122,8 +122,8 @@ static void look_mapping(struct look *l, const char *line)
 {
 	const char *p = line, *perms;
 	struct wpt_file_use *file;
-	uint64_t dev_major, dev_minor;
-	size_t range_len;
+	uint64_t dev_major, dev, inode;
+	size_t range_len, i;
 
 	wpt_parse_hex(&p);
 	p++;
@@ -137,11 +137,15 @@ static void look_mapping(struct look *l, const char *line)
 	p++;
 	dev_major = wpt_parse_hex(&p);
 	p++;
-	dev_minor = wpt_parse_hex(&p);
+	dev = wpt_parse_hex(&p);
+	dev = makedev(dev_major, dev);
 	p++;
-	file = find_file(l, dev_major, dev_minor, wpt_parse_dec(&p));
-	if (file && !file->other_writer && (perms[1] == 'w' || may_become_writable(l, line, range_len)))
-		file->other_writer = true;
+	inode = wpt_parse_dec(&p);
+	for (i = 0; i < l->nr; i++) {
+		file = &l->files[i];
+		if (file->inode == inode && (file->map_dev ? file->map_dev : file->dev) == dev && !file->other_writer)
+			file->other_writer = perms[1] == 'w' || may_become_writable(l, line, range_len);
+	}
 }
 
 /* Lines are read in pieces; the buffer holds many times the longest. */
@@ -240,7 +244,9 @@ static int look_thread(void *arg, uint64_t number)
 	}
 	if (rc < 0)
 		return 0;
-	th->first = (pid_t)number;
+	/* Of a leader that ended before the others neither mappings nor descriptors are to be seen. */
+	if (!wpt_proc_is_exiting(l->task, number))
+		th->first = (pid_t)number;
 	return 0;
 }
 
@@ -325,7 +331,7 @@ struct pinned {
 	int task, fd_dir, info_dir;
 	char *buf;
 	uint64_t bytes; /* that the kernel may count as pinned for what was found */
-	bool loud;
+	bool loud, busy;
 };
 
 static const char *next_line(const char *p)
@@ -401,7 +407,7 @@ static int look_uring(struct pinned *pin, uint64_t fd)
 			return rc;
 		wpt_sys(SYS_nanosleep, &ts, NULL);
 	}
-	pin->loud = true;
+	pin->loud = pin->busy = true;
 	return 0;
 }
 
@@ -485,7 +491,9 @@ int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
 	wpt_fd_close(&pin.task);
 	wpt_vm_free(pin.buf, BUF_BYTES * 16);
 	*loud = pin.loud;
-	return rc == 0 || rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : WPT_MIN(rc, 0);
+	if (rc == 0 || rc == -ENOENT || rc == -ESRCH)
+		return -WPT_E_GONE;
+	return rc < 0 ? rc : pin.busy;
 }
 
 /* ---- system calls on files ---- */

@@ -75,27 +75,50 @@ static void a_file_is_continued(void **state)
 	munmap(m, BYTES);
 }
 
-/* The last link is cut at many places: what was there before is continued. */
-static void a_torn_tail_is_cut_off(void **state)
+/* Memory with something in it, tracked. */
+static char *begin(struct fix *f)
 {
-	char *m, *bytes;
-	size_t first, len, at;
-	struct fix f;
+	char *m;
 
-	(void)state;
 	if (!fix_supported())
 		skip();
 	m = fix_anon(BYTES);
 	fix_fill(m, BYTES, 1);
-	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
-	fix_add(&f, m, BYTES);
-	assert_int_equal(append_open(&f), 0);
-	fix_take_and_check(&f);
-	first = slurp(f.chain, &bytes);
+	fix_tracker(f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(f, m, BYTES);
+	return m;
+}
+
+/* And a base and an increment of it in one file, whose writer is closed; *first is where the increment begins. */
+static char *begin_with_two_links(struct fix *f, size_t *first)
+{
+	char *m = begin(f), *bytes;
+
+	assert_int_equal(append_open(f), 0);
+	fix_take_and_check(f);
+	*first = slurp(f->chain, &bytes);
 	free(bytes);
 	fix_fill(m, 3 * TP, 2);
-	fix_take_and_check(&f);
-	append_close(&f);
+	fix_take_and_check(f);
+	append_close(f);
+	return m;
+}
+
+static void end(struct fix *f, char *m)
+{
+	fix_close(f);
+	munmap(m, BYTES);
+}
+
+/* The last link is cut at many places: what was there before is continued. */
+static void a_torn_tail_is_cut_off(void **state)
+{
+	size_t first, len, at;
+	char *m, *bytes;
+	struct fix f;
+
+	(void)state;
+	m = begin_with_two_links(&f, &first);
 	len = slurp(f.chain, &bytes);
 	for (at = 1; at < len; at += 1 + len / 23) {
 		spill(f.chain, bytes, at);
@@ -107,41 +130,66 @@ static void a_torn_tail_is_cut_off(void **state)
 		append_close(&f);
 	}
 	free(bytes);
-	fix_close(&f);
-	munmap(m, BYTES);
+	end(&f, m);
+}
+
+/* A file that can't be continued stays as it is. */
+static void assert_refused(struct fix *f, char *bytes, size_t len)
+{
+	char *after;
+
+	spill(f->chain, bytes, len);
+	assert_int_equal(append_open(f), -WPT_E_DAMAGED);
+	assert_int_equal(slurp(f->chain, &after), len);
+	assert_memory_equal(after, bytes, len);
+	free(after);
 }
 
 /* One bit in the head of the last link, which makes its length that of more than there is. */
 static void a_damaged_head_is_no_torn_base(void **state)
 {
-	char *m, *bytes, *after;
 	size_t last, len;
+	char *m, *bytes;
 	struct fix f;
 
 	(void)state;
-	if (!fix_supported())
-		skip();
-	m = fix_anon(BYTES);
-	fix_fill(m, BYTES, 1);
-	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
-	fix_add(&f, m, BYTES);
-	assert_int_equal(append_open(&f), 0);
-	fix_take_and_check(&f);
-	last = slurp(f.chain, &bytes);
-	free(bytes);
-	fix_fill(m, TP, 2);
-	fix_take_and_check(&f);
-	append_close(&f);
+	m = begin_with_two_links(&f, &last);
 	len = slurp(f.chain, &bytes);
 	bytes[last + 5] ^= (char)0x80;
-	spill(f.chain, bytes, len);
-	assert_int_equal(append_open(&f), -WPT_E_DAMAGED);
-	assert_int_equal(slurp(f.chain, &after), len);
-	assert_memory_equal(after, bytes, len);
-	free(after);
+	assert_refused(&f, bytes, len);
 	free(bytes);
-	fix_close(&f);
-	munmap(m, BYTES);
+	end(&f, m);
+}
+
+/* The same bit of either link, where the end of a third is missing: neither is part of the torn tail. */
+static void damage_before_a_torn_tail_is_not_cut_off(void **state)
+{
+	size_t last, len, at[2] = { 0 };
+	char *m, *bytes;
+	struct fix f;
+	int i;
+
+	(void)state;
+	m = begin_with_two_links(&f, &last);
+	assert_int_equal(append_open(&f), 0);
+	fix_fill(m, TP, 3);
+	fix_take_and_check(&f);
+	append_close(&f);
+	len = slurp(f.chain, &bytes) - 1000;
+	at[1] = last;
+	for (i = 0; i < 2; i++) {
+		bytes[at[i] + 6] ^= 0x20;
+		assert_refused(&f, bytes, len);
+		bytes[at[i] + 6] ^= 0x20;
+	}
+	/* Undamaged it is continued. */
+	spill(f.chain, bytes, len);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_int_equal(f.stats.sequence, 2);
+	append_close(&f);
+	free(bytes);
+	end(&f, m);
 }
 
 /* A file of increments whose base lies beside it. That the base is cut off is no reason to begin the file anew. */
@@ -154,12 +202,7 @@ static void what_is_whole_is_not_thrown_away(void **state)
 	int rc;
 
 	(void)state;
-	if (!fix_supported())
-		skip();
-	m = fix_anon(BYTES);
-	fix_fill(m, BYTES, 1);
-	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
-	fix_add(&f, m, BYTES);
+	m = begin(&f);
 	fix_writer(&f);
 	fix_take_and_check(&f);
 	append_close(&f);
@@ -195,8 +238,61 @@ static void what_is_whole_is_not_thrown_away(void **state)
 	free(want);
 	free(base);
 	strcpy(f.chain, folder);
-	fix_close(&f);
-	munmap(m, BYTES);
+	end(&f, m);
+}
+
+static size_t notes_len(const char *chain)
+{
+	struct wpt_chain *c;
+	void *notes = NULL;
+	size_t len = 0;
+	int rc;
+
+	assert_int_equal(wpt_chain_open(&c, chain), 0);
+	rc = wpt_chain_section(c, WPT_SECTION_NOTES, &notes, &len);
+	assert_true(rc == 0 || rc == -ENOENT);
+	free(notes);
+	wpt_chain_close(c);
+	return len;
+}
+
+static int say_no(void *arg)
+{
+	(void)arg;
+	return -ECANCELED;
+}
+
+/* What an earlier writer noted, and is so no more, is not what the next writer's links say. */
+static void notes_are_those_of_the_last_link(void **state)
+{
+	struct wpt_take_options no = { .size = sizeof(no), .paused = say_no };
+	struct fix f;
+	char *m, *untracked;
+	int fd;
+
+	(void)state;
+	if (!fix_supported())
+		skip();
+	fd = memfd_create("noted", MFD_CLOEXEC);
+	assert_int_equal(ftruncate(fd, BYTES), 0);
+	m = fix_map(BYTES, MAP_SHARED, fd);
+	untracked = fix_map(BYTES, MAP_SHARED, fd);
+	close(fd);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, WPT_TRACK_ASSUME_SOLE_WRITER);
+	fix_add(&f, m, BYTES);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_true(notes_len(f.chain) > 0);
+	munmap(untracked, BYTES);
+	/* Looks that leave no link. */
+	assert_int_equal(fix_try(&f, &no), -ECANCELED);
+	assert_int_equal(fix_try(&f, &no), -ECANCELED);
+	append_close(&f);
+	assert_int_equal(append_open(&f), 0);
+	fix_take_and_check(&f);
+	assert_int_equal(notes_len(f.chain), 0);
+	append_close(&f);
+	end(&f, m);
 }
 
 static bool fsync_fails(void)
@@ -265,7 +361,9 @@ int main(void)
 		cmocka_unit_test(a_file_is_continued),
 		cmocka_unit_test(a_torn_tail_is_cut_off),
 		cmocka_unit_test(a_damaged_head_is_no_torn_base),
+		cmocka_unit_test(damage_before_a_torn_tail_is_not_cut_off),
 		cmocka_unit_test(what_is_whole_is_not_thrown_away),
+		cmocka_unit_test(notes_are_those_of_the_last_link),
 		cmocka_unit_test(the_name_of_a_new_chain_is_durable),
 	};
 

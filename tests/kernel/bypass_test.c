@@ -5,9 +5,11 @@
  */
 #include "torture_util.h"
 
+#include <linux/btrfs.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -782,13 +784,41 @@ static void reported_ranges_that_are_removed_and_added_again(void **state)
 	munmap(m, BYTES);
 }
 
-/* ---- file systems of their own ---- */
+/* ---- overlayfs and btrfs, whose devices are not those of stat(2) ---- */
 
-/* Runs `body` in a process with a tmpfs of these options in a folder; 77: it has printed why it skips. */
-static void in_tmpfs(const char *options, int (*body)(const char *dir))
+/* Mounts one on DIR/m in a namespace of its own: of the layers k and l below, and u. `apart`: each is a file system of its own. */
+static bool mount_overlay(const char *dir, bool apart)
 {
-	char dir[64] = "/var/tmp/wptrack-tmpfs-XXXXXX";
-	int status = 77;
+	char path[128], options[300];
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, NULL)) {
+		printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
+		return false;
+	}
+	for (const char *c = "klum"; *c; c++) {
+		snprintf(path, sizeof(path), "%s/%c", dir, *c);
+		assert_int_equal(mkdir(path, 0700), 0);
+		if (apart && *c != 'm')
+			assert_int_equal(mount("none", path, "tmpfs", 0, NULL), 0);
+	}
+	snprintf(options, sizeof(options), "lowerdir=%s/k:%s/l,upperdir=%s/u/u,workdir=%s/u/w", dir, dir, dir, dir);
+	for (const char *c = "uw"; *c; c++) {
+		snprintf(path, sizeof(path), "%s/u/%c", dir, *c);
+		assert_int_equal(mkdir(path, 0700), 0);
+	}
+	snprintf(path, sizeof(path), "%s/m", dir);
+	if (mount("overlay", path, "overlay", 0, options)) {
+		printf("# skip: needs overlayfs: %s\n", strerror(errno));
+		return false;
+	}
+	return true;
+}
+
+/* Runs a body in a process of its own, with a folder to mount things on; it ends with 0, or with 77 to be skipped. */
+static void in_namespace(int (*body)(const char *dir))
+{
+	char dir[64] = "/var/tmp/wptrack-overlay-XXXXXX";
+	int status;
 	pid_t pid;
 
 	if (!fix_supported())
@@ -799,10 +829,7 @@ static void in_tmpfs(const char *options, int (*body)(const char *dir))
 	assert_true(pid >= 0);
 	if (pid == 0) {
 		setenv("CMOCKA_TEST_ABORT", "1", 1); /* it runs no other test */
-		if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, options))
-			printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
-		else
-			status = body(dir);
+		status = body(dir);
 		fflush(stdout);
 		_exit(status);
 	}
@@ -813,27 +840,31 @@ static void in_tmpfs(const char *options, int (*body)(const char *dir))
 	assert_int_equal(status, 0);
 }
 
+/* A file in a layer, with what fix_fill() makes of `salt`. */
+static void put_file(const char *dir, const char *name, unsigned salt)
+{
+	char path[128], *m = malloc(BYTES);
+	int fd;
+
+	assert_non_null(m);
+	fix_fill(m, BYTES, salt);
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	assert_true(fd >= 0);
+	assert_int_equal(pwrite(fd, m, BYTES, 0), BYTES);
+	close(fd);
+	free(m);
+}
+
 static int copied_up_body(const char *dir)
 {
-	char path[128], options[300], *m;
+	char path[128], *m;
 	struct fix f;
-	int lower, fd;
+	int fd;
 
-	snprintf(options, sizeof(options), "lowerdir=%s/l,upperdir=%s/u,workdir=%s/w", dir, dir, dir);
-	for (const char *c = "luwm"; *c; c++) {
-		snprintf(path, sizeof(path), "%s/%c", dir, *c);
-		assert_int_equal(mkdir(path, 0700), 0);
-	}
-	if (mount("overlay", path, "overlay", 0, options)) {
-		printf("# skip: needs overlayfs: %s\n", strerror(errno));
+	if (!mount_overlay(dir, false))
 		return 77;
-	}
-	m = malloc(BYTES);
-	fix_fill(m, BYTES, 1);
-	snprintf(path, sizeof(path), "%s/l/file", dir);
-	lower = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	assert_int_equal(pwrite(lower, m, BYTES, 0), BYTES);
-	free(m);
+	put_file(dir, "l/file", 1);
 	snprintf(path, sizeof(path), "%s/m/file", dir);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
 	m = fix_map(BYTES, MAP_PRIVATE, fd);
@@ -857,7 +888,109 @@ static int copied_up_body(const char *dir)
 static void private_mapping_of_a_file_that_is_copied_up(void **state)
 {
 	(void)state;
-	in_tmpfs(NULL, copied_up_body);
+	in_namespace(copied_up_body);
+}
+
+static char *map_file(const char *dir, const char *name, int *fd)
+{
+	char path[128];
+
+	snprintf(path, sizeof(path), "%s/%s", dir, name);
+	*fd = open(path, O_RDWR | O_CLOEXEC);
+	assert_true(*fd >= 0);
+	return fix_map(BYTES, MAP_SHARED, *fd);
+}
+
+/* Another process writes to a file that it has mapped, and no descriptor of it. */
+static void check_other_writer(const char *dir, const char *name)
+{
+	struct other o;
+	struct fix f;
+	char *m;
+	int fd;
+
+	m = map_file(dir, name, &fd);
+	o = other_start(fd, 0, m, true);
+	close(fd);
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	fix_take_and_check(&f);
+	fix_take_and_check(&f);
+	for (unsigned i = 0; i < 3; i++) {
+		other_order(&o, (struct order){ .what = OTHER_STORE, .page = i * 7, .value = i + 90 });
+		fix_take_and_check(&f);
+	}
+	other_end(&o);
+	fix_close(&f);
+	munmap(m, BYTES);
+}
+
+static int layers_body(const char *dir)
+{
+	if (!mount_overlay(dir, true))
+		return 77;
+	put_file(dir, "m/file", 1);
+	check_other_writer(dir, "m/file");
+	return 0;
+}
+
+static void other_writer_on_layers_that_are_file_systems_of_their_own(void **state)
+{
+	(void)state;
+	in_namespace(layers_body);
+}
+
+static int subvolumes_body(const char *dir)
+{
+	char command[300], *m[2];
+	struct btrfs_ioctl_vol_args args = { .fd = 0 };
+	struct fix f;
+	int fd, i;
+
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, NULL)) {
+		printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
+		return 77;
+	}
+	snprintf(command, sizeof(command), "exec >/dev/null 2>&1; cd %s && mkdir m && truncate -s 128M i && mkfs.btrfs -q i && mount -o loop i m",
+		 dir);
+	if (system(command)) {
+		printf("# skip: needs mkfs.btrfs\n");
+		return 77;
+	}
+	for (i = 0; i < 2; i++) {
+		snprintf(command, sizeof(command), "%s/m", dir);
+		fd = open(command, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		snprintf(args.name, sizeof(args.name), "%d", i);
+		assert_int_equal(ioctl(fd, BTRFS_IOC_SUBVOL_CREATE, &args), 0);
+		close(fd);
+		snprintf(command, sizeof(command), "m/%d/file", i);
+		put_file(dir, command, 5 + (unsigned)i);
+		m[i] = map_file(dir, command, &fd);
+		close(fd);
+	}
+	fix_tracker(&f, 0, WPT_BACKEND_ASYNC, 0);
+	fix_add(&f, m[0], BYTES);
+	fix_add(&f, m[1], BYTES);
+	fix_writer(&f);
+	for (i = 0; i < 6; i++) {
+		fix_take_and_check(&f);
+		m[i % 2][i * TP] = (char)('a' + i);
+		munmap(map_file(dir, "m/1/file", &fd), BYTES);
+		assert_int_equal(pwrite(fd, command, 10, (off_t)((20 + i) * TP)), 10);
+		close(fd);
+	}
+	fix_take_and_check(&f);
+	fix_close(&f);
+	check_other_writer(dir, "m/1/file");
+	return 0;
+}
+
+/* To the list of mappings the same inode of the same device. */
+static void files_of_two_subvolumes(void **state)
+{
+	(void)state;
+	in_namespace(subvolumes_body);
 }
 
 /* ---- tmpfs ---- */
@@ -876,6 +1009,10 @@ static int unmapped_pages_body(const char *dir)
 	struct fix f;
 	off_t at;
 
+	if (unshare(CLONE_NEWNS) || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) || mount("none", dir, "tmpfs", 0, "huge=always")) {
+		printf("# skip: mounting a tmpfs: %s\n", strerror(errno));
+		return 77;
+	}
 	snprintf(path, sizeof(path), "%s/file", dir);
 	c.fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
 	assert_true(c.fd >= 0);
@@ -921,7 +1058,7 @@ static int unmapped_pages_body(const char *dir)
 static void unmapped_pages_of_a_file_on_tmpfs(void **state)
 {
 	(void)state;
-	in_tmpfs("huge=always", unmapped_pages_body);
+	in_namespace(unmapped_pages_body);
 }
 
 /*
@@ -968,6 +1105,8 @@ int main(void)
 		cmocka_unit_test(io_uring_fixed_buffers),
 		cmocka_unit_test(reported_ranges_that_are_removed_and_added_again),
 		cmocka_unit_test(private_mapping_of_a_file_that_is_copied_up),
+		cmocka_unit_test(other_writer_on_layers_that_are_file_systems_of_their_own),
+		cmocka_unit_test(files_of_two_subvolumes),
 		cmocka_unit_test(unmapped_pages_of_a_file_on_tmpfs),
 	};
 

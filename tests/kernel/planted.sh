@@ -97,10 +97,10 @@ plant 'a private page that fell back to the file is taken for clean' collect.c \
 	torture_test file-private "$wrong"
 plant 'what a scan that failed protected is not noted' copy_torn.c \
 	's/if \(!err && \(got < 0 \|\| c->area->sparse\) && private\)/if (0)/' \
-	snapshot_test 'private_pages*fuzzy*' 'private_pages_of_a_file_in_fuzzy_links'
+	private_test 'private_pages*fuzzy*' 'private_pages_of_a_file_in_fuzzy_links'
 plant 'what a scan that failed protected is not doubted' look.c \
 	's/(static int doubt_cowed\(.*?\|\| a->exact)\)/$1 || a->sparse)/s' \
-	snapshot_test 'private_pages*fail' 'private_pages_of_a_file_and_scans_that_fail'
+	private_test 'private_pages*fail' 'private_pages_of_a_file_and_scans_that_fail'
 plant 'a file is read that was copied up since it was mapped' bypass.c \
 	's/file->stacked = [^;]*;/file->stacked = false;/' \
 	bypass_test '' 'copied_up'
@@ -109,7 +109,7 @@ plant 'buffers that were pinned are forgotten by a look that fails' bypass.c \
 	bypass_test '' 'io_uring_fixed_buffers'
 plant 'a page that a write fault without its write made private is not noted' collect.c \
 	's/err = forget \? note_present\(/err = 0 \&\& forget ? note_present(/' \
-	snapshot_test 'write_faults*' 'write_faults_that_are_not_repeated'
+	private_test 'write_faults*' 'write_faults_that_are_not_repeated'
 plant 'a zap that took a write is taken for clean' collect.c \
 	's/(static int collect\(.*?match = &wpt_match_)written/$1dirty/s' \
 	torture_test memfd "$wrong"
@@ -132,7 +132,7 @@ plant 'a process that mapped the file and went is not noticed' writers.c \
 	's/IN_MODIFY \| IN_CLOSE_WRITE/IN_MODIFY/' \
 	bypass_test '' 'come_and_gone'
 plant 'pinned buffers are not looked for' bypass.c \
-	's/err = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/err = 0;/' \
+	's/busy = wpt_target_pinned\(t->target, &pieces, &t->pinned_loud\);/busy = 0;/' \
 	bypass_test '' 'io_uring_fixed_buffers'
 plant 'a page that was punched while it was read is taken for clean' bypass.c \
 	's/err = compare_unmapped\(/err = 0 && compare_unmapped(/' \

@@ -203,6 +203,23 @@ static void fix_close(struct fix *f)
 	remove_folder(f->dir);
 }
 
+/* A number of /proc/PID/status, by its name with the colon. */
+static inline uint64_t status_kib(pid_t pid, const char *key)
+{
+	char path[64], line[200];
+	uint64_t x = 0;
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	f = fopen(path, "re");
+	assert_non_null(f);
+	while (fgets(line, sizeof(line), f))
+		if (strncmp(line, key, strlen(key)) == 0)
+			x = strtoull(line + strlen(key), NULL, 10);
+	fclose(f);
+	return x;
+}
+
 static void *fix_map(size_t len, int flags, int fd)
 {
 	void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, flags, fd, 0);

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -236,6 +237,53 @@ static void a_new_mapping_at_the_same_place_is_unknown(void **state)
 	scan(t, &m, 0, r);
 	assert_int_equal(r->state[9], WPT_PAGES_DIRTY);
 	assert_int_equal(r->state[12], 0xff);
+	wpt_tracker_close(t);
+	memory_close(&m);
+	free(r);
+}
+
+/* From the first run on no memory is to be had, and the scan is ended. */
+static int end_without_memory(void *arg, const struct wpt_run *run)
+{
+	const struct rlimit none = { 0, RLIM_INFINITY };
+
+	(void)arg;
+	(void)run;
+	setrlimit(RLIMIT_AS, &none);
+	return 77;
+}
+
+static void a_scan_that_can_not_note_what_it_took_is_followed_by_unknown_pages(void **state)
+{
+	struct reported *r = malloc(sizeof(*r));
+	struct rlimit before;
+	struct wpt_tracker *t;
+	struct memory m;
+	size_t i;
+	int rc;
+
+	(void)state;
+	assert_true(memory_open(&m, "anonymous"));
+	memset(m.p, 1, m.bytes);
+	t = tracker_of(&m, WPT_BACKEND_ASYNC);
+	assert_int_equal(wpt_tracker_arm(t), 0);
+	for (i = 0; i < NR_PAGES; i += 2)
+		m.p[i * PAGE] = 2;
+	assert_int_equal(getrlimit(RLIMIT_AS, &before), 0);
+	rc = wpt_tracker_scan(t, 0, UINT64_MAX, WPT_SCAN_REARM, end_without_memory, NULL);
+	setrlimit(RLIMIT_AS, &before);
+	assert_int_equal(rc, 77);
+	scan(t, &m, 0, r);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_int_equal(r->state[i], WPT_PAGES_UNKNOWN);
+	scan(t, &m, WPT_SCAN_REARM, r);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_int_equal(r->state[i], WPT_PAGES_UNKNOWN);
+	/* Now all was told. */
+	m.p[7 * PAGE] = 3;
+	scan(t, &m, WPT_SCAN_REARM, r);
+	for (i = 0; i < NR_PAGES; i++)
+		assert_int_equal(r->state[i], i == 7 ? WPT_PAGES_DIRTY : 0xff);
 	wpt_tracker_close(t);
 	memory_close(&m);
 	free(r);
@@ -569,6 +617,7 @@ int main(void)
 		cmocka_unit_test(memory_that_is_nowhere_is_zero),
 		cmocka_unit_test(a_private_page_that_falls_back_to_its_file_is_reported),
 		cmocka_unit_test(a_new_mapping_at_the_same_place_is_unknown),
+		cmocka_unit_test(a_scan_that_can_not_note_what_it_took_is_followed_by_unknown_pages),
 		cmocka_unit_test(a_scan_that_is_ended_early_loses_nothing),
 		cmocka_unit_test(no_write_is_lost_to_a_running_writer),
 		cmocka_unit_test(ranges_come_and_go_while_others_scan),

@@ -259,7 +259,7 @@ static void test_open_file_unprivileged(void **state)
 	as_nobody(test_open_file);
 }
 
-enum holder { NONE, MAP_RW, MAP_RO, MAP_RO_OF_RW, FD_RW, FD_WO, FD_RO, THREAD_FD, NR_HOLDERS };
+enum holder { NONE, MAP_RW, MAP_RO, MAP_RO_OF_RW, FD_RW, FD_WO, FD_RO, THREAD_FD, HEIR_RW, NR_HOLDERS };
 
 static void *hold_in_thread(void *arg)
 {
@@ -269,6 +269,14 @@ static void *hold_in_thread(void *arg)
 	atomic_store((atomic_bool *)arg, true);
 	for (;;)
 		pause();
+}
+
+/* The thread that is left when the first one has ended. */
+static void *hold_as_heir(void *arg)
+{
+	if (write(*(int *)arg, "y", 1) == 1)
+		pause();
+	_exit(1);
 }
 
 /* Another process with the target's memfd. Says when it is ready, and ends with us. */
@@ -285,8 +293,8 @@ static pid_t hold(int memfd_ro, int memfd_rw, enum holder how)
 	pid = fork();
 	if (!pid) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (how == MAP_RW || how == MAP_RO_OF_RW)
-			p = mmap(NULL, PAGE, how == MAP_RW ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, memfd_rw, 0);
+		if (how == MAP_RW || how == MAP_RO_OF_RW || how == HEIR_RW)
+			p = mmap(NULL, PAGE, how == MAP_RO_OF_RW ? PROT_READ : PROT_READ | PROT_WRITE, MAP_SHARED, memfd_rw, 0);
 		if (how == MAP_RO)
 			p = mmap(NULL, PAGE, PROT_READ, MAP_SHARED, memfd_ro, 0);
 		if (how == FD_WO) {
@@ -306,6 +314,8 @@ static pid_t hold(int memfd_ro, int memfd_rw, enum holder how)
 			close(memfd_rw);
 		if (how != FD_RO)
 			close(memfd_ro);
+		if (how == HEIR_RW && !pthread_create(&th, NULL, hold_as_heir, &sync[1]))
+			syscall(SYS_exit, 0);
 		if (write(sync[1], "y", 1) == 1)
 			pause();
 		_exit(1);
@@ -313,6 +323,8 @@ static pid_t hold(int memfd_ro, int memfd_rw, enum holder how)
 	close(sync[1]);
 	assert_int_equal(read(sync[0], &c, 1), 1);
 	close(sync[0]);
+	if (how == HEIR_RW)
+		WAIT_FOR(task_state(pid, pid) == 'Z');
 	return pid;
 }
 
@@ -340,7 +352,8 @@ static bool somebody_hides(void)
 
 static void test_writers(void **state)
 {
-	static const bool writes[NR_HOLDERS] = { [MAP_RW] = true, [MAP_RO_OF_RW] = true, [FD_RW] = true, [FD_WO] = true, [THREAD_FD] = true };
+	static const bool writes[NR_HOLDERS] = { [MAP_RW] = true, [MAP_RO_OF_RW] = true, [FD_RW] = true, [FD_WO] = true, [THREAD_FD] = true,
+					      [HEIR_RW] = true };
 	struct wpt_file_use use[3];
 	int rw, ro, how, i;
 	struct wpt_map *m;

@@ -411,30 +411,34 @@ static void a_whole_link_in_page_data_is_not_taken_for_one(void **state)
 	sample_close(&s);
 }
 
+/* A copy of the base's, and one that says that it is the next link's, but not where that is. */
 static void a_trailer_of_this_chain_in_page_data_is_not_taken_for_one(void **state)
 {
-	struct sample s;
-	uint8_t *bytes = NULL, trailer[WPT_FMT_TRAILER_SIZE];
-	size_t len = 0, first;
-	struct sample_page *before = malloc(sizeof(s.tip));
-	struct wpt_fmt_trailer t;
-
 	(void)state;
-	assert_non_null(before);
-	assert_int_equal(sample_open(&s, 98, 0), 0);
-	sample_write(&s, 60);
-	assert_int_equal(sample_append(&s, &bytes, &len), 0);
-	first = len;
-	memcpy(before, s.tip, sizeof(s.tip));
-	memcpy(trailer, bytes + len - sizeof(trailer), sizeof(trailer));
-	assert_int_equal(wpt_fmt_trailer_decode(trailer, sizeof(trailer), &t), 0);
-	/* One that is a copy of the base's, and one that says that the link in hand ends there. */
-	plant(&s, trailer, sizeof(trailer));
-	assert_int_equal(sample_append(&s, &bytes, &len), 0);
-	cut_behind_what_is_planted(&s, bytes + 0, len, trailer, sizeof(trailer), before, first);
-	free(bytes);
-	free(before);
-	sample_close(&s);
+	for (uint64_t later = 0; later < 3; later++) {
+		uint8_t *bytes = NULL, trailer[WPT_FMT_TRAILER_SIZE];
+		struct sample_page *before;
+		struct wpt_fmt_trailer t;
+		size_t len = 0, first;
+		struct sample s;
+
+		assert_int_equal(sample_open(&s, 98, 0), 0);
+		before = malloc(sizeof(s.tip));
+		assert_non_null(before);
+		sample_write(&s, 60);
+		assert_int_equal(sample_append(&s, &bytes, &len), 0);
+		first = len;
+		memcpy(before, s.tip, sizeof(s.tip));
+		assert_int_equal(wpt_fmt_trailer_decode(bytes + len - sizeof(trailer), sizeof(trailer), &t), 0);
+		t.sequence += later;
+		wpt_fmt_trailer_encode(&t, trailer);
+		plant(&s, trailer, sizeof(trailer));
+		assert_int_equal(sample_append(&s, &bytes, &len), 0);
+		cut_behind_what_is_planted(&s, bytes, len, trailer, sizeof(trailer), before, first);
+		free(bytes);
+		free(before);
+		sample_close(&s);
+	}
 }
 
 /* ---- pages with one hash ---- */

@@ -259,9 +259,21 @@ static void level_goes_up_with_a_slow_sink(void **state)
 	image_free(read);
 }
 
+/* On a 32-bit machine what is asked for must not wrap around to little. */
+static void more_than_there_are_addresses(void **state)
+{
+	struct wpt_layer_kit *k = NULL;
+
+	(void)state;
+	assert_int_equal(wpt_layer_kit_open(&k, UINT64_MAX, 1, 1), -ENOMEM);
+	assert_int_equal(wpt_layer_kit_open(&k, (UINT64_C(1) << 52) + (64 << 20), 1, 1), -ENOMEM);
+	assert_null(k);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(more_than_there_are_addresses),
 		cmocka_unit_test(used_kit_makes_the_same_link),
 		cmocka_unit_test(all_batches_are_there_again),
 		cmocka_unit_test(level_moves_by_what_takes_longer),

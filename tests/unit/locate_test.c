@@ -391,6 +391,43 @@ static void a_spoiled_last_link_is_not_a_torn_one(void **state)
 	history_close(h);
 }
 
+/* The end of the last link is missing, and one bit of those before it is wrong: they were whole, so none of them is part of a torn tail. */
+static void damage_before_a_torn_tail_is_not_part_of_it(void **state)
+{
+	uint32_t nr, i;
+
+	(void)state;
+	for (nr = 2; nr <= 4; nr++) {
+		struct history *h = history(12, nr);
+		uint8_t *all = NULL;
+		size_t whole = 0, len, at, hidden = 0;
+
+		for (i = 0; i < nr; whole += h->links[i++].len) {
+			all = realloc(all, whole + h->links[i].len);
+			assert_non_null(all);
+			memcpy(all + whole, h->links[i].bytes, h->links[i].len);
+		}
+		whole -= h->links[nr - 1].len;
+		len = whole + (nr == 3 ? 20 : h->links[nr - 1].len / 2);
+		for (at = 0; at < whole * 8; at += at < 16 * 8 ? 1 : 9) {
+			struct wpt_chain *c = NULL;
+			int rc;
+
+			all[at / 8] ^= (uint8_t)(1 << at % 8);
+			rc = wpt_chain_open_memory(&c, all, len);
+			/* Of a chain that is called truncated the writer begins a new one. */
+			if (rc == -WPT_E_TRUNCATED || (!rc && wpt_chain_nr_links(c) != nr - 1))
+				hidden++;
+			wpt_chain_close(c);
+			all[at / 8] ^= (uint8_t)(1 << at % 8);
+		}
+		if (hidden)
+			fail_msg("%u links: %zu flipped bits hid links that were whole", nr, hidden);
+		free(all);
+		history_close(h);
+	}
+}
+
 static void more_links_than_descriptors(void **state)
 {
 	uint32_t nr = getenv("WPT_QUICK") ? 80 : MAX_LINKS;
@@ -506,6 +543,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(parents_may_have_any_name, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_new_base_in_a_file_needs_nothing_before_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_spoiled_last_link_is_not_a_torn_one, setup, teardown),
+		cmocka_unit_test_setup_teardown(damage_before_a_torn_tail_is_not_part_of_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_links_than_descriptors, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_link_that_goes_away_is_not_a_chain_that_never_was, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_find_ranges, setup, teardown),
