@@ -85,6 +85,8 @@ struct wpt_stop {
 	struct wpt_vec others; /* pid_t, ascending as in /proc: processes known not to share the memory */
 	struct wpt_vec *registers;
 	size_t hint, other;
+	int proc;             /* /proc */
+	pid_t known;          /* a thread of the target, with which others are compared */
 	bool found;
 	volatile sig_atomic_t seizing;
 	char *stack;
@@ -368,19 +370,59 @@ static pid_t stopped_thread(struct wpt_stop *s)
 	return 0;
 }
 
-/* Before anything is stopped. Only a new process, with a new pid, can come to share the memory later. */
+static long compare_memory(pid_t a, pid_t b)
+{
+	return wpt_sys(SYS_kcmp, a, b, WPT_KCMP_VM, 0, 0);
+}
+
+/* Its first thread has ended and has no memory any more, others may. Asked after it was compared. */
+static bool is_leaderless(struct wpt_stop *s, pid_t pid)
+{
+	struct statx stx;
+	char path[64];
+
+	if (wpt_sys(SYS_statx, s->proc, wpt_proc_path(path, "", (uint64_t)pid, "/task"), 0, STATX_NLINK, &stx) || stx.stx_nlink <= 3)
+		return false;
+	return wpt_proc_is_exiting(s->proc, (uint64_t)pid);
+}
+
+/*
+ * One that may not be inspected is taken for another. It could only share the memory of a target that we may trace by having other ids or
+ * capabilities than that, and nothing tells such a one from the many processes of other users.
+ */
 static int note_other(void *arg, uint64_t number)
 {
 	struct wpt_stop *s = arg;
 	pid_t *other;
-	long rc = wpt_sys(SYS_kcmp, s->target->vm_tid, (long)number, WPT_KCMP_VM, 0, 0);
+	long rc = compare_memory(s->known, (pid_t)number);
 
-	if (rc <= 0 && rc != -EPERM)
+	if ((rc <= 0 && rc != -EPERM) || (rc > 0 && is_leaderless(s, (pid_t)number)))
 		return 0;
 	other = wpt_vec_push(&s->others);
 	if (!other)
 		return -ENOMEM;
 	*other = (pid_t)number;
+	return 0;
+}
+
+/*
+ * Before anything is stopped. Only a new process, with a new pid, can come to share the memory later. Returns 1 if they are noted. A thread that
+ * ended meanwhile had no memory to be compared, and differs from all.
+ */
+static int note_others(void *arg, uint64_t tid)
+{
+	struct wpt_stop *s = arg;
+	int task = process_at(s, 0)->task, rc;
+
+	if (wpt_proc_is_exiting(task, tid))
+		return 0;
+	s->known = (pid_t)tid;
+	rc = wpt_proc_numbers(s->proc, note_other, s);
+	if (rc)
+		return rc;
+	if (!wpt_proc_is_exiting(task, tid))
+		return 1;
+	wpt_vec_clear(&s->others);
 	return 0;
 }
 
@@ -391,21 +433,44 @@ static bool is_other(struct wpt_stop *s, pid_t pid)
 	return s->other < s->others.count && *wpt_vec_at(&s->others, pid_t, s->other) == pid;
 }
 
+static int compare_thread(void *arg, uint64_t number)
+{
+	struct wpt_stop *s = arg;
+
+	return compare_memory(s->known, (pid_t)number) == 0;
+}
+
+static bool shares_memory(struct wpt_stop *s, pid_t pid)
+{
+	long rc = compare_memory(s->known, pid);
+	char path[64];
+	int task;
+
+	if (rc <= 0 || !is_leaderless(s, pid))
+		return rc == 0;
+	task = (int)wpt_sys(SYS_openat, s->proc, wpt_proc_path(path, "", (uint64_t)pid, "/task"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (task < 0)
+		return false;
+	rc = wpt_proc_numbers(task, compare_thread, s);
+	wpt_sys(SYS_close, task);
+	return rc > 0;
+}
+
 static int check_sharer(void *arg, uint64_t number)
 {
 	struct wpt_stop *s = arg;
-	pid_t pid = (pid_t)number, tid;
+	pid_t pid = (pid_t)number;
 	size_t i;
 
 	if (is_other(s, pid))
 		return 0;
-	tid = stopped_thread(s);
-	if (!tid)
+	s->known = stopped_thread(s);
+	if (!s->known)
 		return -WPT_E_GONE;
 	for (i = 0; i < s->processes.count; i++)
 		if (process_at(s, i)->pid == pid)
 			return 0;
-	if (wpt_sys(SYS_kcmp, tid, pid, WPT_KCMP_VM, 0, 0) != 0)
+	if (!shares_memory(s, pid))
 		return 0;
 	if (pid == s->self)
 		return -WPT_E_SHARED_VM;
@@ -416,15 +481,16 @@ static int check_sharer(void *arg, uint64_t number)
 static int stop_all(struct wpt_stop *s)
 {
 	size_t done = 0;
-	int proc, rc;
+	int rc;
 
 	rc = process_add(s, s->target->pid);
-	if (rc)
-		return rc;
-	proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (proc < 0)
-		return proc;
-	rc = wpt_proc_numbers(proc, note_other, s);
+	if (rc || !s->processes.count)
+		return rc ? rc : -WPT_E_GONE;
+	s->proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (s->proc < 0)
+		return s->proc;
+	rc = wpt_proc_numbers(process_at(s, 0)->task, note_others, s);
+	rc = rc > 0 || rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 	s->started = wpt_now_ns();
 	do {
 		for (; !rc && done < s->processes.count; done++)
@@ -432,9 +498,9 @@ static int stop_all(struct wpt_stop *s)
 		s->found = false;
 		s->other = 0;
 		if (!rc)
-			rc = wpt_proc_numbers(proc, check_sharer, s);
+			rc = wpt_proc_numbers(s->proc, check_sharer, s);
 	} while (!rc && s->found);
-	wpt_sys(SYS_close, proc);
+	wpt_sys(SYS_close, s->proc);
 	return rc;
 }
 
