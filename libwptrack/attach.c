@@ -31,6 +31,7 @@
 
 #include "proc.h"
 #include "stop_restart.h"
+#include "stop_wait.h"
 #include "sys.h"
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -88,7 +89,7 @@ static int next_stop(pid_t tid, uint64_t deadline)
 	long rc;
 
 	for (;;) {
-		rc = wpt_sys(SYS_wait4, tid, &status, WNOHANG | __WALL, NULL);
+		rc = wpt_stop_wait(tid, &status);
 		if (rc == tid && WIFSTOPPED(status))
 			return status;
 		if (rc && rc != -EINTR)
@@ -121,6 +122,7 @@ static int settle(pid_t tid, uint64_t deadline)
 			return status ? status : -WPT_E_STOP_TIMEOUT;
 		if (is_event_stop(status))
 			return 0;
+		wpt_restart_thread(tid);
 		if (trace(PTRACE_INTERRUPT, tid, 0, 0) || trace(PTRACE_CONT, tid, 0, (uintptr_t)WSTOPSIG(status)))
 			return -WPT_E_GONE;
 	}

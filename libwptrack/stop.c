@@ -29,6 +29,7 @@
 
 #include "proc.h"
 #include "stop_restart.h"
+#include "stop_wait.h"
 #include "sys.h"
 
 enum { IDLE, ASKED, ANSWERED };
@@ -163,7 +164,7 @@ static int seize_failed(struct wpt_stop *s, const struct process *p, struct thre
 static void note_status(struct thread *th)
 {
 	int status;
-	long rc = wpt_sys(SYS_wait4, th->tid, &status, WNOHANG | __WALL, NULL);
+	long rc = wpt_stop_wait(th->tid, &status);
 
 	if (rc == th->tid && WIFSTOPPED(status)) {
 		th->stopped = true;
@@ -194,8 +195,8 @@ static void release_all(struct wpt_stop *s)
 		th = thread_at(s, i);
 		if (!th->stopped)
 			continue;
-		if (!th->signal)
-			wpt_restart_thread(th->tid);
+		/* Also if there is a signal, which the program may ignore: it was only delivered because somebody traces. */
+		wpt_restart_thread(th->tid);
 		wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
 	}
 }

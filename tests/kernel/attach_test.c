@@ -227,6 +227,45 @@ static void test_storm(void **state)
 	fixture_finish(&f, 0);
 }
 
+static void *send_ignored(void *arg)
+{
+	struct sender *s = arg;
+
+	for (; !s->done; s->n++) {
+		kill(s->pid, SIGURG);
+		if (s->n % 4 == 0)
+			sleep_us(1);
+	}
+	return NULL;
+}
+
+/* A call that waits is not ended by a signal that the program ignores. */
+static void test_ignored_signals(void **state)
+{
+	struct sender s = { .n = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	int i, k;
+
+	(void)state;
+	fixture_start(&f, "epoll", 0);
+	WAIT_FOR(task_state(f.pid, f.pid) == 'S');
+	s.pid = f.pid;
+	assert_int_equal(pthread_create(&s.th, NULL, send_ignored, &s), 0);
+	for (i = 0; i < rounds(1000); i++) {
+		t = must_attach(f.pid);
+		for (k = 0; k < 4 && i % 4 == 0; k++) {
+			must_stop(t);
+			wpt_target_resume(t);
+		}
+		wpt_target_close(t);
+	}
+	s.done = true;
+	pthread_join(s.th, NULL);
+	fixture_wake(&f);
+	fixture_finish(&f, 0);
+}
+
 static void test_stopped(void **state)
 {
 	struct wpt_target *t;
@@ -746,6 +785,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_threads_end),
 		cmocka_unit_test(test_breed),
 		cmocka_unit_test(test_storm),
+		cmocka_unit_test(test_ignored_signals),
 		cmocka_unit_test(test_stopped),
 		cmocka_unit_test(test_stop_storm),
 		cmocka_unit_test(test_stop_during),

@@ -874,6 +874,49 @@ static void test_caller_killed(void **state)
 	fixture_finish(&f, 0);
 }
 
+struct sender {
+	pid_t pid;
+	union sigval sent;
+	atomic_bool done;
+};
+
+static void *send_signals(void *arg)
+{
+	struct sender *s = arg;
+
+	for (; !s->done; s->sent.sival_int++)
+		while (sigqueue(s->pid, SIGRTMIN, s->sent) && errno == EAGAIN)
+			sleep_us(20);
+	return NULL;
+}
+
+/* It had the threads in hand at any point of their taking a signal: each comes once, and in order. */
+static void test_signals_of_a_killed_keeper(void **state)
+{
+	struct sender s = { .pid = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	pthread_t th;
+	int i;
+
+	(void)state;
+	fixture_start(&f, "signals", 0);
+	t = attach_only(f.pid);
+	s.pid = f.pid;
+	assert_int_equal(pthread_create(&th, NULL, send_signals, &s), 0);
+	for (i = 0; i < rounds(300); i++) {
+		must_stop(t);
+		kill(find_keeper(), SIGKILL);
+		WAIT_FOR(wpt_target_alive(t) == -WPT_E_STOP_TIMEOUT);
+		wpt_target_resume(t);
+	}
+	s.done = true;
+	pthread_join(th, NULL);
+	WAIT_FOR(f.sh->count[10] == (unsigned long)s.sent.sival_int || f.sh->errors);
+	wpt_target_close(t);
+	fixture_finish(&f, 0);
+}
+
 static void test_signals_while_stopped(void **state)
 {
 	union sigval v = { 0 };
@@ -1108,6 +1151,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_own_memory),
 		cmocka_unit_test(test_keeper_killed),
 		cmocka_unit_test(test_caller_killed),
+		cmocka_unit_test(test_signals_of_a_killed_keeper),
 		cmocka_unit_test(test_signals_while_stopped),
 		cmocka_unit_test(test_many_threads),
 		cmocka_unit_test(test_registers),
