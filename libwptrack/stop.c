@@ -9,6 +9,9 @@
  * A thread is stopped when the keeper has seen its stop. All are when every thread on the list is, and the kernel counts as many
  * threads as the list: none of them can have made another one then.
  *
+ * While we are stopped by a signal nobody would let the target go: the keeper then does, and the stop is lost (wpt_stop_lost). It has a process group
+ * of its own, lest a SIGSTOP for all of ours stops it too.
+ *
  * A thread that executes another program first waits for all others of its process to be dead and reaped, by their tracer if they have one, and
  * meanwhile holds a lock that PTRACE_SEIZE needs. So the dead are reaped while the keeper waits: for a stop, and, by a signal handler, for the lock.
  *
@@ -59,6 +62,7 @@ enum command { STOP, REGISTERS, RELEASE };
 
 #define STACK_BYTES 131072
 #define POLL_NS 5000000
+#define LOOK_NS 20000000 /* longer than most pauses */
 
 struct thread {
 	pid_t pid, tid;
@@ -78,7 +82,8 @@ struct wpt_stop {
 	enum command command;
 	int result;
 	_Atomic pid_t keeper; /* 0: none */
-	pid_t self;
+	atomic_bool let_go;   /* by the keeper, unasked. Set before the first thread runs */
+	pid_t self, caller;   /* process and thread */
 	struct wpt_target *target;
 	uint64_t deadline, started;
 	struct wpt_vec processes;
@@ -599,6 +604,29 @@ static void answer(struct wpt_stop *s, int result)
 	futex(&s->state, FUTEX_WAKE, 1, NULL);
 }
 
+/* As a job of a shell is, or by SIGSTOP. */
+static bool is_caller_stopped(struct wpt_stop *s)
+{
+	struct wpt_proc_stat st;
+	char path[64];
+
+	return !wpt_proc_stat(AT_FDCWD, wpt_proc_path(path, "/proc/", (uint64_t)s->caller, "/stat"), &st) && st.state == 'T';
+}
+
+/* The next command. RELEASE too if there won't be one soon. */
+static enum command next_command(struct wpt_stop *s)
+{
+	const struct timespec ts = { 0, LOOK_NS };
+
+	while (atomic_load(&s->state) != ASKED) {
+		if (futex(&s->state, FUTEX_WAIT, ANSWERED, &ts) != -ETIMEDOUT || !is_caller_stopped(s))
+			continue;
+		atomic_store(&s->let_go, true);
+		return RELEASE;
+	}
+	return s->command;
+}
+
 static int keeper(void *arg)
 {
 	struct sigaction act = { .sa_handler = SIG_DFL };
@@ -608,6 +636,7 @@ static int keeper(void *arg)
 	/* The parent's SIGCHLD may be ignored, and then nobody would wake us; this process has handlers of its own. */
 	sigaction(SIGCHLD, &act, NULL);
 	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	wpt_sys(SYS_setpgid, 0, 0);
 	ticks(true);
 	rc = wpt_sys(SYS_getppid) == s->self ? stop_all(s) : -ECANCELED;
 	ticks(false);
@@ -617,13 +646,8 @@ static int keeper(void *arg)
 		return 1;
 	}
 	answer(s, 0);
-	for (;;) {
-		while (atomic_load(&s->state) != ASKED)
-			futex(&s->state, FUTEX_WAIT, ANSWERED, NULL);
-		if (s->command == RELEASE)
-			break;
+	while (next_command(s) != RELEASE)
 		answer(s, read_registers(s));
-	}
 	release_all(s);
 	return 0;
 }
@@ -716,7 +740,9 @@ bool wpt_stop_lost(struct wpt_stop *s)
 	siginfo_t info = { .si_pid = 0 };
 	pid_t keeper = s ? atomic_load(&s->keeper) : 0;
 
-	return keeper && !wpt_sys(SYS_waitid, P_PID, (long)keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL) && info.si_pid;
+	if (!keeper || atomic_load(&s->let_go))
+		return keeper;
+	return !wpt_sys(SYS_waitid, P_PID, (long)keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL) && info.si_pid;
 }
 
 int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
@@ -738,6 +764,8 @@ int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
 		return -EALREADY;
 	s->deadline = wpt_now_ns() + t->stop_timeout_ms * UINT64_C(1000000);
 	s->self = getpid();
+	s->caller = gettid();
+	s->let_go = false;
 	s->result = 0;
 	s->command = STOP;
 	atomic_store(&s->state, ASKED);

@@ -917,6 +917,59 @@ static void test_signals_of_a_killed_keeper(void **state)
 	fixture_finish(&f, 0);
 }
 
+/* In a process group of its own. Ends with 0 if it knows of each stop that was lost. */
+static void stop_and_be_stopped(struct fixture *f)
+{
+	struct wpt_target *t;
+	uint64_t at;
+	int i;
+
+	setpgid(0, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (wpt_target_attach(&t, f->pid, 5000, WPT_UFFD_NONE, NULL))
+		_exit(1);
+	for (i = 0; i < 5; i++) {
+		if (wpt_target_stop(t, &at) || wpt_target_alive(t))
+			_exit(2);
+		raise(SIGSTOP);
+		if (wpt_target_alive(t) != -WPT_E_STOP_TIMEOUT)
+			_exit(3);
+		wpt_target_resume(t);
+		if (wpt_target_alive(t))
+			_exit(4);
+	}
+	wpt_target_close(t);
+	_exit(0);
+}
+
+/* We are stopped by a signal while the target stands still, as a job of a shell is: it runs, and we know that it did. */
+static void test_caller_stopped(void **state)
+{
+	unsigned long before;
+	struct fixture f;
+	int i, k, status;
+	pid_t pid;
+
+	(void)state;
+	fixture_start(&f, "sharers", 0);
+	pid = fork();
+	if (!pid)
+		stop_and_be_stopped(&f);
+	for (i = 0; i < 5; i++) {
+		assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+		assert_true(WIFSTOPPED(status));
+		kill(-pid, SIGSTOP);
+		for (k = 0; k < 4; k++) {
+			before = f.sh->count[k];
+			WAIT_FOR(f.sh->count[k] > before);
+		}
+		kill(-pid, SIGCONT);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	fixture_finish(&f, 0);
+}
+
 static void test_signals_while_stopped(void **state)
 {
 	union sigval v = { 0 };
@@ -1151,6 +1204,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_own_memory),
 		cmocka_unit_test(test_keeper_killed),
 		cmocka_unit_test(test_caller_killed),
+		cmocka_unit_test(test_caller_stopped),
 		cmocka_unit_test(test_signals_of_a_killed_keeper),
 		cmocka_unit_test(test_signals_while_stopped),
 		cmocka_unit_test(test_many_threads),
