@@ -7,6 +7,8 @@
  *
  * - All of it is done by a short-lived process of its own, with all signals blocked and in its own session: a tracer that dies between
  *   setting the registers and restoring them leaves the thread with wrong ones.
+ * - Such a process seizes one thread only, and lets it go by its end. A thread that executes another program holds a lock that PTRACE_SEIZE
+ *   needs, and waits for all others to be dead and reaped by their tracer: who waited for the lock with another thread in hand would hold up both.
  * - Registers are set and restored only in a PTRACE_EVENT_STOP, which is inside the kernel's signal delivery: a system call that the stop
  *   interrupted (its result register says -ERESTART...) is restarted by the kernel after the release. At the end of a system call nobody
  *   would do that, and the program would see the number.
@@ -25,12 +27,14 @@
 #include <signal.h>
 #include <sys/ptrace.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 #include <sys/uio.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 
 #include "proc.h"
 #include "stop_restart.h"
+#include "stop_wait.h"
 #include "sys.h"
 
 #if defined(__x86_64__) && defined(__LP64__)
@@ -57,6 +61,10 @@ struct inject {
 	uint64_t deadline;
 	uint64_t insn;     /* of the target's memory: a system call instruction */
 	int round;
+	size_t tried;      /* threads of this round, by this helper and others */
+	size_t listed;
+	int died;          /* what it means if the helper is killed now */
+	bool more;         /* for another helper */
 	/* out */
 	int result;
 	int uffd;
@@ -88,7 +96,7 @@ static int next_stop(pid_t tid, uint64_t deadline)
 	long rc;
 
 	for (;;) {
-		rc = wpt_sys(SYS_wait4, tid, &status, WNOHANG | __WALL, NULL);
+		rc = wpt_stop_wait(tid, &status);
 		if (rc == tid && WIFSTOPPED(status))
 			return status;
 		if (rc && rc != -EINTR)
@@ -107,20 +115,35 @@ static bool is_event_stop(int status)
 	return status >> 16 == WPT_PTRACE_EVENT_STOP;
 }
 
+static bool is_waiting(struct inject *in, pid_t tid)
+{
+	struct wpt_proc_stat st;
+	char path[64];
+
+	return wpt_proc_stat(in->t->task, wpt_proc_path(path, "", (uint64_t)tid, "/stat"), &st) || st.state == 'D';
+}
+
 /*
- * Until the thread is where its registers may be set. Signals on the way are delivered as if nobody watched. Any stop cancels a pending
- * interrupt, so each one is followed by another.
+ * Until the thread is where its registers may be set; `until` is for one that no interrupt reaches where it is. Others are not left before the
+ * deadline: a thread that was interrupted, and has not got the processor yet, would find its call ended without a reason. Signals on the way are
+ * delivered as if nobody watched, and those that the program ignores would not have ended a call then. Any stop cancels a pending interrupt, so
+ * each one is followed by another.
  */
-static int settle(pid_t tid, uint64_t deadline)
+static int settle(struct inject *in, pid_t tid, uint64_t until)
 {
 	int status;
 
 	for (;;) {
-		status = next_stop(tid, deadline);
+		status = next_stop(tid, until);
+		if (!status && until < in->deadline && !is_waiting(in, tid)) {
+			until = WPT_MIN(in->deadline, until + SLICE_NS);
+			continue;
+		}
 		if (status <= 0)
 			return status ? status : -WPT_E_STOP_TIMEOUT;
 		if (is_event_stop(status))
 			return 0;
+		wpt_restart_thread(tid);
 		if (trace(PTRACE_INTERRUPT, tid, 0, 0) || trace(PTRACE_CONT, tid, 0, (uintptr_t)WSTOPSIG(status)))
 			return -WPT_E_GONE;
 	}
@@ -234,14 +257,27 @@ static int verify(struct inject *in, pid_t tid, const regs_t *regs)
 	return dispatches_syscalls(tid) ? -WPT_E_SECCOMP : 0;
 }
 
-static bool is_userfaultfd(int fd)
+static bool is_userfaultfd(int dir, const char *path)
 {
 	static const char want[] = "anon_inode:[userfaultfd]";
-	char path[64], link[sizeof(want)];
+	char link[sizeof(want)];
 
-	return wpt_sys(SYS_readlinkat, AT_FDCWD, wpt_proc_path(path, "/proc/self/fd/", (uint64_t)fd, ""), link, sizeof(link)) ==
-		       sizeof(want) - 1 &&
-	       !memcmp(link, want, sizeof(want) - 1);
+	return wpt_sys(SYS_readlinkat, dir, path, link, sizeof(link)) == sizeof(want) - 1 && !memcmp(link, want, sizeof(want) - 1);
+}
+
+static bool is_ours_userfaultfd(int fd)
+{
+	char path[64];
+
+	return is_userfaultfd(AT_FDCWD, wpt_proc_path(path, "/proc/self/fd/", (uint64_t)fd, ""));
+}
+
+static bool is_theirs_userfaultfd(struct inject *in, pid_t tid, int fd)
+{
+	char prefix[64], path[64];
+
+	wpt_proc_path(prefix, "", (uint64_t)tid, "/fd/");
+	return is_userfaultfd(in->t->task, wpt_proc_path(path, prefix, (uint64_t)fd, ""));
 }
 
 /* The descriptor `fd` of the thread, if it is the one it has just made: other threads may have closed or replaced it. */
@@ -260,7 +296,7 @@ static int take(struct inject *in, pid_t tid, int fd)
 	if (ours < 0)
 		return ours == -EBADF || ours == -ESRCH ? -EAGAIN : ours;
 	rc = wpt_sys(SYS_kcmp, tid, wpt_sys(SYS_getpid), KCMP_FILE, fd, ours);
-	if (rc > 0 || !is_userfaultfd(ours)) {
+	if (rc > 0 || !is_ours_userfaultfd(ours)) {
 		wpt_sys(SYS_close, ours);
 		return -EAGAIN;
 	}
@@ -278,6 +314,9 @@ static int make_uffd(struct inject *in, pid_t tid, const regs_t *saved)
 	if (fd < 0)
 		return fd == -ENOSYS || fd == -EINVAL ? -WPT_E_UNSUPPORTED : (int)fd;
 	in->uffd = take(in, tid, (int)fd);
+	/* What could not be taken may be another thread's file by now, which is not to be closed. */
+	if (in->uffd < 0 && !is_theirs_userfaultfd(in, tid, (int)fd))
+		return in->uffd;
 	rc = call(tid, saved, in->insn, SYS_close, fd);
 	if (rc == -WPT_E_GONE || in->uffd < 0)
 		return in->uffd < 0 ? in->uffd : -WPT_E_GONE;
@@ -309,11 +348,25 @@ static int with_stopped(struct inject *in, pid_t tid)
 	return rc;
 }
 
+/* Waits as long as another thread of the target executes a program, but not longer than the attempt may take: SIGALRM ends the helper. */
+static long seize(struct inject *in, pid_t tid, long options)
+{
+	uint64_t sigalrm = UINT64_C(1) << (SIGALRM - 1);
+	long rc;
+
+	in->died = -WPT_E_STOP_TIMEOUT;
+	wpt_sys(SYS_rt_sigprocmask, SIG_UNBLOCK, &sigalrm, NULL, sizeof(sigalrm));
+	rc = trace(PTRACE_SEIZE, tid, 0, (uintptr_t)options);
+	wpt_sys(SYS_rt_sigprocmask, SIG_BLOCK, &sigalrm, NULL, sizeof(sigalrm));
+	in->died = -EIO;
+	return rc;
+}
+
 /*
  * With the options that the thread's seccomp mode asks for. A filter that it installs between our look and its stop is found by a second
  * look.
  */
-static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
+static int with_thread(struct inject *in, pid_t tid, uint64_t until)
 {
 	long options = WPT_PTRACE_O_TRACESYSGOOD, rc;
 	struct wpt_proc_status st;
@@ -325,10 +378,9 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 		return (int)rc;
 	if (st.seccomp)
 		options |= WPT_PTRACE_O_SUSPEND_SECCOMP;
-	if (!st.tracer)
-		rc = trace(PTRACE_SEIZE, tid, 0, (uintptr_t)options);
-	else if (st.tracer != wpt_sys(SYS_getpid)) /* ours if it did not stop in an earlier round */
+	if (st.tracer)
 		return -WPT_E_TRACED;
+	rc = seize(in, tid, options);
 	if (rc && wpt_proc_is_exiting(in->t->task, (uint64_t)tid))
 		return -ESRCH;
 	/* Somebody else was quicker. */
@@ -338,7 +390,7 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 		return !st.seccomp ? (int)rc : -WPT_E_SECCOMP;
 	if (trace(PTRACE_INTERRUPT, tid, 0, 0))
 		return -ESRCH;
-	rc = settle(tid, deadline);
+	rc = settle(in, tid, until);
 	if (rc)
 		return rc == -WPT_E_GONE ? -ESRCH : (int)rc;
 	rc = wpt_proc_status(in->t->task, path, &st);
@@ -351,8 +403,8 @@ static int with_thread(struct inject *in, pid_t tid, uint64_t deadline)
 }
 
 /*
- * A slice for each thread, longer in each round. Those that look as if they can't stop (vfork, disk) or are stopped already come in the
- * second round.
+ * A slice for each thread that does not stop, longer in each round. Those that look as if they can't stop (vfork, disk) or are stopped already come
+ * in the second round.
  */
 static int try_thread(void *arg, uint64_t tid)
 {
@@ -362,6 +414,9 @@ static int try_thread(void *arg, uint64_t tid)
 	char path[64];
 	int rc;
 
+	if (in->listed++ < in->tried)
+		return 0;
+	in->tried++;
 	if (now >= in->deadline)
 		return -WPT_E_STOP_TIMEOUT;
 	if (wpt_proc_stat(in->t->task, wpt_proc_path(path, "", tid, "/stat"), &st) || wpt_proc_is_exiting(in->t->task, tid))
@@ -369,25 +424,34 @@ static int try_thread(void *arg, uint64_t tid)
 	if (in->round == 0 && (st.state == 'D' || st.state == 't' || st.state == 'T'))
 		return 0;
 	rc = with_thread(in, (pid_t)tid, WPT_MIN(in->deadline, now + (SLICE_NS << WPT_MIN(in->round, 6))));
-	if (rc == -ESRCH)
-		return 0;
-	in->result = rc;
-	return rc == -WPT_E_STOP_TIMEOUT ? 0 : 1;
+	in->more = rc == -ESRCH || rc == -WPT_E_STOP_TIMEOUT;
+	if (rc != -ESRCH)
+		in->result = rc;
+	return 1;
 }
 
 static void helper(struct inject *in)
 {
+	uint64_t now = wpt_now_ns(), left = (in->deadline > now ? in->deadline - now : 0) / 1000 + 1;
+	struct itimerval timer = { { 0, 0 }, { (time_t)(left / 1000000), (suseconds_t)(left % 1000000) } };
 	struct sigaction act = { .sa_handler = SIG_DFL };
-	int rc = 0;
+	int rc;
 
 	/* The parent may ignore SIGCHLD; this process has handlers of its own. */
 	sigaction(SIGCHLD, &act, NULL);
+	sigaction(SIGALRM, &act, NULL);
+	wpt_sys(SYS_setitimer, ITIMER_REAL, &timer, NULL);
 	wpt_sys(SYS_setsid);
-	in->result = -WPT_E_GONE;
-	for (in->round = 0; rc == 0 && (in->round < 2 || in->result == -WPT_E_STOP_TIMEOUT); in->round++)
-		rc = wpt_proc_numbers(in->t->task, try_thread, in);
-	if (rc < 0)
+	in->listed = 0;
+	rc = wpt_proc_numbers(in->t->task, try_thread, in);
+	if (rc == 0) {
+		in->tried = 0;
+		in->round++;
+		in->more = in->round < 2 || in->result == -WPT_E_STOP_TIMEOUT;
+	} else if (rc < 0) {
 		in->result = rc == -ENOENT || rc == -ESRCH ? -WPT_E_GONE : rc;
+	}
+	in->died = 0;
 }
 
 /* ---- caller ---- */
@@ -401,8 +465,8 @@ static int run_helper(struct inject *in)
 	uint64_t all = UINT64_MAX, old;
 	long pid;
 
-	in->uffd = -1;
-	in->result = -EIO; /* if the helper is killed */
+	in->more = false;
+	in->died = -EIO;
 	wpt_sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &old, sizeof(all));
 	pid = wpt_sys(SYS_clone, CLONE_FILES, 0, 0, 0, 0);
 	if (pid == 0) {
@@ -415,9 +479,24 @@ static int run_helper(struct inject *in)
 		return (int)pid;
 	while (wpt_sys(SYS_wait4, pid, NULL, __WALL, NULL) == -EINTR)
 		;
-	if (in->result && in->uffd >= 0)
+	return in->died;
+}
+
+static int run_helpers(struct inject *in)
+{
+	int rc;
+
+	in->uffd = -1;
+	in->result = -WPT_E_GONE;
+	in->round = 0;
+	in->tried = 0;
+	do
+		rc = run_helper(in);
+	while (!rc && in->more);
+	rc = rc ? rc : in->result;
+	if (rc && in->uffd >= 0)
 		wpt_fd_close(&in->uffd);
-	return in->result;
+	return rc;
 }
 
 static uint64_t search(struct wpt_target *t, const struct wpt_map *map, uint8_t *buf, size_t size)
@@ -474,7 +553,7 @@ int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 	in->deadline = deadline;
 	rc = find_insn(t, &in->insn);
 	for (i = 0; !rc && i < RETRIES; i++) {
-		rc = run_helper(in);
+		rc = run_helpers(in);
 		if (rc != -EAGAIN)
 			break;
 		rc = i + 1 < RETRIES ? 0 : rc;

@@ -377,6 +377,15 @@ static uint64_t realtime_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
+/* Until now. Where it ran while it was taken to stand still, a write between a look and the protection of the page was not seen. */
+static int stood_still(struct wpt_tracker *t, int err)
+{
+	int alive = wpt_target_alive(t->target);
+
+	t->lost |= alive == -WPT_E_STOP_TIMEOUT;
+	return err ? err : alive;
+}
+
 /* ---- the modes ---- */
 
 /*
@@ -413,10 +422,9 @@ static int take_paused(struct wpt_take *k, bool later)
 	wpt_vec_clear(&k->registers);
 	if (!err && k->o.flags & WPT_TAKE_REGISTERS && !wpt_target_is_self(t->target))
 		err = wpt_target_registers(t->target, &k->registers);
-	if (!err)
-		err = wpt_target_alive(t->target);
+	err = stood_still(t, err);
 	if (!err && k->o.paused)
-		err = k->o.paused(k->o.arg);
+		err = stood_still(t, k->o.paused(k->o.arg));
 	if (!err && later)
 		wpt_cow_begin(&k->cow, &k->copy);
 	resume_target(k, since);

@@ -9,6 +9,9 @@
  * A thread is stopped when the keeper has seen its stop. All are when every thread on the list is, and the kernel counts as many
  * threads as the list: none of them can have made another one then.
  *
+ * While we are stopped by a signal nobody would let the target go: the keeper then does, and the stop is lost (wpt_stop_lost). It has a process group
+ * of its own, lest a SIGSTOP for all of ours stops it too.
+ *
  * A thread that executes another program first waits for all others of its process to be dead and reaped, by their tracer if they have one, and
  * meanwhile holds a lock that PTRACE_SEIZE needs. So the dead are reaped while the keeper waits: for a stop, and, by a signal handler, for the lock.
  *
@@ -29,6 +32,7 @@
 
 #include "proc.h"
 #include "stop_restart.h"
+#include "stop_wait.h"
 #include "sys.h"
 
 enum { IDLE, ASKED, ANSWERED };
@@ -58,6 +62,7 @@ enum command { STOP, REGISTERS, RELEASE };
 
 #define STACK_BYTES 131072
 #define POLL_NS 5000000
+#define LOOK_NS 20000000 /* longer than most pauses */
 
 struct thread {
 	pid_t pid, tid;
@@ -77,7 +82,8 @@ struct wpt_stop {
 	enum command command;
 	int result;
 	_Atomic pid_t keeper; /* 0: none */
-	pid_t self;
+	atomic_bool let_go;   /* by the keeper, unasked. Set before the first thread runs */
+	pid_t self, caller;   /* process and thread */
 	struct wpt_target *target;
 	uint64_t deadline, started;
 	struct wpt_vec processes;
@@ -85,6 +91,8 @@ struct wpt_stop {
 	struct wpt_vec others; /* pid_t, ascending as in /proc: processes known not to share the memory */
 	struct wpt_vec *registers;
 	size_t hint, other;
+	int proc;             /* /proc */
+	pid_t known;          /* a thread of the target, with which others are compared */
 	bool found;
 	volatile sig_atomic_t seizing;
 	char *stack;
@@ -161,7 +169,7 @@ static int seize_failed(struct wpt_stop *s, const struct process *p, struct thre
 static void note_status(struct thread *th)
 {
 	int status;
-	long rc = wpt_sys(SYS_wait4, th->tid, &status, WNOHANG | __WALL, NULL);
+	long rc = wpt_stop_wait(th->tid, &status);
 
 	if (rc == th->tid && WIFSTOPPED(status)) {
 		th->stopped = true;
@@ -192,8 +200,8 @@ static void release_all(struct wpt_stop *s)
 		th = thread_at(s, i);
 		if (!th->stopped)
 			continue;
-		if (!th->signal)
-			wpt_restart_thread(th->tid);
+		/* Also if there is a signal, which the program may ignore: it was only delivered because somebody traces. */
+		wpt_restart_thread(th->tid);
 		wpt_sys(SYS_ptrace, PTRACE_DETACH, th->tid, 0, (long)th->signal);
 	}
 }
@@ -368,19 +376,59 @@ static pid_t stopped_thread(struct wpt_stop *s)
 	return 0;
 }
 
-/* Before anything is stopped. Only a new process, with a new pid, can come to share the memory later. */
+static long compare_memory(pid_t a, pid_t b)
+{
+	return wpt_sys(SYS_kcmp, a, b, WPT_KCMP_VM, 0, 0);
+}
+
+/* Its first thread has ended and has no memory any more, others may. Asked after it was compared. */
+static bool is_leaderless(struct wpt_stop *s, pid_t pid)
+{
+	struct statx stx;
+	char path[64];
+
+	if (wpt_sys(SYS_statx, s->proc, wpt_proc_path(path, "", (uint64_t)pid, "/task"), 0, STATX_NLINK, &stx) || stx.stx_nlink <= 3)
+		return false;
+	return wpt_proc_is_exiting(s->proc, (uint64_t)pid);
+}
+
+/*
+ * One that may not be inspected is taken for another. It could only share the memory of a target that we may trace by having other ids or
+ * capabilities than that, and nothing tells such a one from the many processes of other users.
+ */
 static int note_other(void *arg, uint64_t number)
 {
 	struct wpt_stop *s = arg;
 	pid_t *other;
-	long rc = wpt_sys(SYS_kcmp, s->target->vm_tid, (long)number, WPT_KCMP_VM, 0, 0);
+	long rc = compare_memory(s->known, (pid_t)number);
 
-	if (rc <= 0 && rc != -EPERM)
+	if ((rc <= 0 && rc != -EPERM) || (rc > 0 && is_leaderless(s, (pid_t)number)))
 		return 0;
 	other = wpt_vec_push(&s->others);
 	if (!other)
 		return -ENOMEM;
 	*other = (pid_t)number;
+	return 0;
+}
+
+/*
+ * Before anything is stopped. Only a new process, with a new pid, can come to share the memory later. Returns 1 if they are noted. A thread that
+ * ended meanwhile had no memory to be compared, and differs from all.
+ */
+static int note_others(void *arg, uint64_t tid)
+{
+	struct wpt_stop *s = arg;
+	int task = process_at(s, 0)->task, rc;
+
+	if (wpt_proc_is_exiting(task, tid))
+		return 0;
+	s->known = (pid_t)tid;
+	rc = wpt_proc_numbers(s->proc, note_other, s);
+	if (rc)
+		return rc;
+	if (!wpt_proc_is_exiting(task, tid))
+		return 1;
+	wpt_vec_clear(&s->others);
 	return 0;
 }
 
@@ -391,21 +439,44 @@ static bool is_other(struct wpt_stop *s, pid_t pid)
 	return s->other < s->others.count && *wpt_vec_at(&s->others, pid_t, s->other) == pid;
 }
 
+static int compare_thread(void *arg, uint64_t number)
+{
+	struct wpt_stop *s = arg;
+
+	return compare_memory(s->known, (pid_t)number) == 0;
+}
+
+static bool shares_memory(struct wpt_stop *s, pid_t pid)
+{
+	long rc = compare_memory(s->known, pid);
+	char path[64];
+	int task;
+
+	if (rc <= 0 || !is_leaderless(s, pid))
+		return rc == 0;
+	task = (int)wpt_sys(SYS_openat, s->proc, wpt_proc_path(path, "", (uint64_t)pid, "/task"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (task < 0)
+		return false;
+	rc = wpt_proc_numbers(task, compare_thread, s);
+	wpt_sys(SYS_close, task);
+	return rc > 0;
+}
+
 static int check_sharer(void *arg, uint64_t number)
 {
 	struct wpt_stop *s = arg;
-	pid_t pid = (pid_t)number, tid;
+	pid_t pid = (pid_t)number;
 	size_t i;
 
 	if (is_other(s, pid))
 		return 0;
-	tid = stopped_thread(s);
-	if (!tid)
+	s->known = stopped_thread(s);
+	if (!s->known)
 		return -WPT_E_GONE;
 	for (i = 0; i < s->processes.count; i++)
 		if (process_at(s, i)->pid == pid)
 			return 0;
-	if (wpt_sys(SYS_kcmp, tid, pid, WPT_KCMP_VM, 0, 0) != 0)
+	if (!shares_memory(s, pid))
 		return 0;
 	if (pid == s->self)
 		return -WPT_E_SHARED_VM;
@@ -416,15 +487,16 @@ static int check_sharer(void *arg, uint64_t number)
 static int stop_all(struct wpt_stop *s)
 {
 	size_t done = 0;
-	int proc, rc;
+	int rc;
 
 	rc = process_add(s, s->target->pid);
-	if (rc)
-		return rc;
-	proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (proc < 0)
-		return proc;
-	rc = wpt_proc_numbers(proc, note_other, s);
+	if (rc || !s->processes.count)
+		return rc ? rc : -WPT_E_GONE;
+	s->proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (s->proc < 0)
+		return s->proc;
+	rc = wpt_proc_numbers(process_at(s, 0)->task, note_others, s);
+	rc = rc > 0 || rc == -ENOENT || rc == -ESRCH ? 0 : rc;
 	s->started = wpt_now_ns();
 	do {
 		for (; !rc && done < s->processes.count; done++)
@@ -432,9 +504,9 @@ static int stop_all(struct wpt_stop *s)
 		s->found = false;
 		s->other = 0;
 		if (!rc)
-			rc = wpt_proc_numbers(proc, check_sharer, s);
+			rc = wpt_proc_numbers(s->proc, check_sharer, s);
 	} while (!rc && s->found);
-	wpt_sys(SYS_close, proc);
+	wpt_sys(SYS_close, s->proc);
 	return rc;
 }
 
@@ -532,6 +604,29 @@ static void answer(struct wpt_stop *s, int result)
 	futex(&s->state, FUTEX_WAKE, 1, NULL);
 }
 
+/* As a job of a shell is, or by SIGSTOP. */
+static bool is_caller_stopped(struct wpt_stop *s)
+{
+	struct wpt_proc_stat st;
+	char path[64];
+
+	return !wpt_proc_stat(AT_FDCWD, wpt_proc_path(path, "/proc/", (uint64_t)s->caller, "/stat"), &st) && st.state == 'T';
+}
+
+/* The next command. RELEASE too if there won't be one soon. */
+static enum command next_command(struct wpt_stop *s)
+{
+	const struct timespec ts = { 0, LOOK_NS };
+
+	while (atomic_load(&s->state) != ASKED) {
+		if (futex(&s->state, FUTEX_WAIT, ANSWERED, &ts) != -ETIMEDOUT || !is_caller_stopped(s))
+			continue;
+		atomic_store(&s->let_go, true);
+		return RELEASE;
+	}
+	return s->command;
+}
+
 static int keeper(void *arg)
 {
 	struct sigaction act = { .sa_handler = SIG_DFL };
@@ -541,6 +636,7 @@ static int keeper(void *arg)
 	/* The parent's SIGCHLD may be ignored, and then nobody would wake us; this process has handlers of its own. */
 	sigaction(SIGCHLD, &act, NULL);
 	wpt_sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL);
+	wpt_sys(SYS_setpgid, 0, 0);
 	ticks(true);
 	rc = wpt_sys(SYS_getppid) == s->self ? stop_all(s) : -ECANCELED;
 	ticks(false);
@@ -550,13 +646,8 @@ static int keeper(void *arg)
 		return 1;
 	}
 	answer(s, 0);
-	for (;;) {
-		while (atomic_load(&s->state) != ASKED)
-			futex(&s->state, FUTEX_WAIT, ANSWERED, NULL);
-		if (s->command == RELEASE)
-			break;
+	while (next_command(s) != RELEASE)
 		answer(s, read_registers(s));
-	}
 	release_all(s);
 	return 0;
 }
@@ -649,7 +740,9 @@ bool wpt_stop_lost(struct wpt_stop *s)
 	siginfo_t info = { .si_pid = 0 };
 	pid_t keeper = s ? atomic_load(&s->keeper) : 0;
 
-	return keeper && !wpt_sys(SYS_waitid, P_PID, (long)keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL) && info.si_pid;
+	if (!keeper || atomic_load(&s->let_go))
+		return keeper;
+	return !wpt_sys(SYS_waitid, P_PID, (long)keeper, &info, WEXITED | WNOHANG | WNOWAIT | __WALL, NULL) && info.si_pid;
 }
 
 int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
@@ -671,6 +764,8 @@ int wpt_target_stop(struct wpt_target *t, uint64_t *stopped_at)
 		return -EALREADY;
 	s->deadline = wpt_now_ns() + t->stop_timeout_ms * UINT64_C(1000000);
 	s->self = getpid();
+	s->caller = gettid();
+	s->let_go = false;
 	s->result = 0;
 	s->command = STOP;
 	atomic_store(&s->state, ASKED);

@@ -28,6 +28,7 @@ struct look {
 	pid_t pid, kcmp_tid;
 	bool own;           /* the target itself is looked at */
 	int proc, task, map_files;
+	int all;            /* /proc */
 	uint64_t uids[4];   /* of the target */
 };
 
@@ -148,11 +149,12 @@ static void look_mapping(struct look *l, const char *line)
 	}
 }
 
-/* Lines are read in pieces; the buffer holds many times the longest. */
+/* Lines are read in pieces; the buffer holds many times the longest. Returns 0 if there is none: a thread that has ended has no memory. */
 static int look_maps(struct look *l, int task, const char *path)
 {
 	size_t have = 0;
 	char *line, *end;
+	bool any = false;
 	long n;
 	int fd;
 
@@ -160,6 +162,7 @@ static int look_maps(struct look *l, int task, const char *path)
 	if (fd < 0)
 		return fd;
 	while ((n = wpt_sys(SYS_read, fd, l->buf + have, BUF_BYTES - 1 - have)) > 0) {
+		any = true;
 		have += (size_t)n;
 		l->buf[have] = 0;
 		for (line = l->buf; (end = strchr(line, '\n')); line = end + 1)
@@ -168,7 +171,7 @@ static int look_maps(struct look *l, int task, const char *path)
 		memmove(l->buf, line, have);
 	}
 	wpt_sys(SYS_close, fd);
-	return (int)n;
+	return n < 0 ? (int)n : any;
 }
 
 /* ---- processes ---- */
@@ -230,8 +233,11 @@ static int look_thread(void *arg, uint64_t number)
 	if (th->first && wpt_sys(SYS_kcmp, th->first, (long)number, WPT_KCMP_FILES, 0, 0) == 0)
 		return 0;
 	rc = look_fds(l, l->task, wpt_proc_path(path, "", number, "/fd"));
-	if (rc >= 0 && !th->first && !l->own)
+	if (rc >= 0 && !th->first && !l->own) {
 		rc = look_maps(l, l->task, wpt_proc_path(path, "", number, "/maps"));
+		if (rc == 0)
+			return 0;
+	}
 	if (is_denied(rc)) {
 		if (wpt_proc_is_exiting(l->task, number))
 			return 0;
@@ -259,7 +265,9 @@ static int look_process(void *arg, uint64_t number)
 
 	l->pid = (pid_t)number;
 	l->own = l->pid == l->t->pid;
-	if (!l->own && wpt_sys(SYS_kcmp, l->t->vm_tid, (long)number, WPT_KCMP_VM, 0, 0) == 0)
+	/* Threads that have ended are alike in having no memory. */
+	if (!l->own && wpt_sys(SYS_kcmp, l->t->vm_tid, (long)number, WPT_KCMP_VM, 0, 0) == 0 &&
+	    !wpt_proc_is_exiting(l->all, (uint64_t)l->t->vm_tid))
 		return 0;
 	l->proc = l->own ? l->t->proc : wpt_proc_open(l->pid);
 	if (l->proc < 0) {
@@ -307,6 +315,7 @@ int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t 
 	for (i = 0; i < nr; i++)
 		files[i].other_writer = files[i].own_writable_fd = files[i].uninspectable = false;
 	rc = proc = (int)wpt_sys(SYS_openat, AT_FDCWD, "/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	l.all = proc;
 	if (rc >= 0)
 		rc = read_uids(t->proc, l.buf, l.uids);
 	if (rc == -ENOENT || rc == -ESRCH)

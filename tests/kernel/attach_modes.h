@@ -15,6 +15,7 @@
 #include <sys/ptrace.h>
 #include <sys/select.h>
 #include <sys/sem.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -501,6 +502,109 @@ static void mode_exec(void)
 	goto compute_once;
 }
 
+#define NR_VFORKED 9
+
+static void *wait_for_child(void *arg)
+{
+	uintptr_t i = (uintptr_t)arg;
+	char c;
+
+	sh->count[i] = (unsigned long)syscall(SYS_gettid);
+	if (!vfork()) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		while (i < NR_VFORKED - 1)
+			pause();
+		while (read(PIPE_READ, &c, 1) != 1)
+			;
+		_exit(0);
+	}
+	execl("/proc/self/exe", "target", "executed", NULL);
+	_exit(94);
+	return NULL;
+}
+
+/* All threads wait for a child. The last one's ends when told so, and then it executes a program. */
+static void mode_vforked_exec(void)
+{
+	pthread_t th;
+	uintptr_t i;
+
+	for (i = 1; i < NR_VFORKED; i++) {
+		pthread_create(&th, NULL, wait_for_child, (void *)i);
+		while (!sh->count[i])
+			sched_yield();
+	}
+	sh->ready = 1;
+	wait_for_child((void *)0);
+}
+
+static void *note_and_pause(void *arg)
+{
+	sh->count[1] = (unsigned long)syscall(SYS_gettid);
+	sh->ready = 1;
+	for (;;)
+		pause();
+	return arg;
+}
+
+/* Executes a program when told so, beside another thread. */
+static void mode_exec_beside(void)
+{
+	pthread_t th;
+
+	pthread_create(&th, NULL, note_and_pause, NULL);
+	wait_byte();
+	execl("/proc/self/exe", "target", "executed", NULL);
+}
+
+static void mode_executed(void)
+{
+	atomic_store(&sh->ready, 2);
+	wait_byte();
+}
+
+/* ---- modes: descriptors ---- */
+
+#define SURE_NS 5000
+
+/*
+ * Takes a descriptor that somebody else opened for a file of its own. If that was done at most SURE_NS after it was opened, far less than it takes to
+ * stop a thread once, nobody had the time to look at it, and who looks later sees whose it is.
+ */
+static void *steal(void *arg)
+{
+	int own = open("/dev/zero", O_RDONLY | O_CLOEXEC), fd = dup(own);
+	uint64_t free_at = 0, now;
+	struct stat st;
+
+	close(fd);
+	atomic_store(&sh->ready, 1);
+	while (!atomic_load(&sh->stop)) {
+		now = wpt_now_ns();
+		if (fcntl(fd, F_GETFD) < 0) {
+			free_at = now;
+			continue;
+		}
+		dup2(own, fd);
+		now = wpt_now_ns();
+		if (now - free_at < SURE_NS) {
+			atomic_fetch_add(&sh->count[5], 1);
+			while (wpt_now_ns() - now < 3000000)
+				TARGET_CHECK(!fstat(fd, &st) && S_ISCHR(st.st_mode));
+		}
+		close(fd);
+	}
+	return arg;
+}
+
+static void mode_thief(void)
+{
+	pthread_t th;
+
+	pthread_create(&th, NULL, steal, NULL);
+	pthread_join(th, NULL);
+}
+
 /* ---- modes: restartable sequences ---- */
 
 #define PER_CPU_SLOTS 1024
@@ -634,6 +738,14 @@ static int target_main(const char *mode)
 		mode_vfork_threads();
 	else if (!strcmp(mode, "exec"))
 		mode_exec();
+	else if (!strcmp(mode, "vforked_exec"))
+		mode_vforked_exec();
+	else if (!strcmp(mode, "exec_beside"))
+		mode_exec_beside();
+	else if (!strcmp(mode, "executed"))
+		mode_executed();
+	else if (!strcmp(mode, "thief"))
+		mode_thief();
 	else if (!strcmp(mode, "rseq"))
 		mode_rseq();
 	else if (!strcmp(mode, "memory"))

@@ -227,6 +227,45 @@ static void test_storm(void **state)
 	fixture_finish(&f, 0);
 }
 
+static void *send_ignored(void *arg)
+{
+	struct sender *s = arg;
+
+	for (; !s->done; s->n++) {
+		kill(s->pid, SIGURG);
+		if (s->n % 4 == 0)
+			sleep_us(1);
+	}
+	return NULL;
+}
+
+/* A call that waits is not ended by a signal that the program ignores. */
+static void test_ignored_signals(void **state)
+{
+	struct sender s = { .n = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	int i, k;
+
+	(void)state;
+	fixture_start(&f, "epoll", 0);
+	WAIT_FOR(task_state(f.pid, f.pid) == 'S');
+	s.pid = f.pid;
+	assert_int_equal(pthread_create(&s.th, NULL, send_ignored, &s), 0);
+	for (i = 0; i < rounds(1000); i++) {
+		t = must_attach(f.pid);
+		for (k = 0; k < 4 && i % 4 == 0; k++) {
+			must_stop(t);
+			wpt_target_resume(t);
+		}
+		wpt_target_close(t);
+	}
+	s.done = true;
+	pthread_join(s.th, NULL);
+	fixture_wake(&f);
+	fixture_finish(&f, 0);
+}
+
 static void test_stopped(void **state)
 {
 	struct wpt_target *t;
@@ -482,6 +521,108 @@ static void test_exec(void **state)
 	}
 	fixture_finish(&f, 0);
 	print_message("%d of %d attaches to a process that executes all the time\n", done, i);
+}
+
+struct attacher {
+	struct fixture *f;
+	atomic_bool done;
+};
+
+static void *attach_somehow(void *arg)
+{
+	struct attacher *a = arg;
+	struct wpt_target *t;
+
+	if (!wpt_target_attach(&t, a->f->pid, 2000, uffd_of_kernel(), NULL))
+		wpt_target_close(t);
+	a->done = true;
+	return NULL;
+}
+
+/* A program is executed after some of the other threads did not stop. Who holds one of them must not wait for another, for that would hang all. */
+static void test_exec_after_others_did_not_stop(void **state)
+{
+	struct attacher a;
+	struct fixture f;
+	pthread_t th;
+	int i, k;
+
+	(void)state;
+	needs_tracking();
+	for (i = 0; i < rounds(20); i++) {
+		fixture_start(&f, "vforked_exec", 0);
+		for (k = 0; k < NR_VFORKED; k++)
+			WAIT_FOR(task_state(f.pid, (pid_t)f.sh->count[k]) == 'D');
+		a.f = &f;
+		a.done = false;
+		assert_int_equal(pthread_create(&th, NULL, attach_somehow, &a), 0);
+		WAIT_FOR(task_status((pid_t)f.sh->count[3], "TracerPid:", 10) > 0 || a.done);
+		fixture_wake(&f);
+		WAIT_FOR(f.sh->ready == 2);
+		pthread_join(th, NULL);
+		fixture_wake(&f);
+		fixture_finish(&f, 0);
+	}
+}
+
+/* A program that is being executed waits for somebody else. We don't wait longer than we were told to. */
+static void test_exec_that_hangs(void **state)
+{
+	struct wpt_target *t, *u;
+	struct fixture f;
+	uint64_t at;
+	pid_t tracer;
+	int sync[2];
+	char c;
+
+	(void)state;
+	needs_tracking();
+	fixture_start(&f, "exec_beside", 0);
+	assert_int_equal(pipe(sync), 0);
+	tracer = fork();
+	if (!tracer) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		c = ptrace(PTRACE_SEIZE, (pid_t)f.sh->count[1], 0, 0) ? 'n' : 'y';
+		if (write(sync[1], &c, 1) == 1)
+			pause();
+		_exit(1);
+	}
+	assert_int_equal(read(sync[0], &c, 1), 1);
+	assert_int_equal(c, 'y');
+	assert_int_equal(wpt_target_attach(&t, f.pid, 100, WPT_UFFD_NONE, NULL), 0);
+	fixture_wake(&f);
+	WAIT_FOR(task_state(f.pid, (pid_t)f.sh->count[1]) == 'Z');
+	assert_int_equal(wpt_target_attach(&u, f.pid, 100, uffd_of_kernel(), NULL), -WPT_E_STOP_TIMEOUT);
+	assert_int_equal(wpt_target_stop(t, &at), -WPT_E_STOP_TIMEOUT);
+	wpt_target_close(t);
+	kill(tracer, SIGKILL);
+	waitpid(tracer, NULL, 0);
+	close(sync[0]);
+	close(sync[1]);
+	WAIT_FOR(f.sh->ready == 2);
+	fixture_wake(&f);
+	fixture_finish(&f, 0);
+}
+
+/* The target's own thread closes the descriptor that is to be taken, and opens a file that gets its number: which is not to be closed. */
+static void test_stolen_descriptor(void **state)
+{
+	struct wpt_target *t;
+	struct fixture f;
+	int i, rc;
+
+	(void)state;
+	needs_tracking();
+	fixture_start(&f, "thief", 0);
+	for (i = 0; i < rounds(200); i++) {
+		rc = attach_in_time(&t, f.pid, uffd_of_kernel());
+		if (!rc)
+			wpt_target_close(t);
+		else
+			assert_int_equal(rc, -EAGAIN);
+	}
+	print_message("%lu descriptors stolen at once in %d attaches\n", atomic_load(&f.sh->count[5]), i);
+	fixture_finish(&f, 0);
 }
 
 static void test_exit(void **state)
@@ -746,6 +887,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_threads_end),
 		cmocka_unit_test(test_breed),
 		cmocka_unit_test(test_storm),
+		cmocka_unit_test(test_ignored_signals),
 		cmocka_unit_test(test_stopped),
 		cmocka_unit_test(test_stop_storm),
 		cmocka_unit_test(test_stop_during),
@@ -755,6 +897,9 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_vfork),
 		cmocka_unit_test(test_vfork_threads),
 		cmocka_unit_test(test_exec),
+		cmocka_unit_test(test_exec_after_others_did_not_stop),
+		cmocka_unit_test(test_exec_that_hangs),
+		cmocka_unit_test(test_stolen_descriptor),
 		cmocka_unit_test(test_exit),
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_not_allowed),

@@ -185,6 +185,51 @@ static void mode_many(void)
 		pthread_join(th[i], NULL);
 }
 
+static int ends_counting(void *arg)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	counting(arg);
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+/* The first thread of a process, which leaves another one behind. */
+static int leaves_counting(void *arg)
+{
+	static char stack[16384];
+
+	clone(ends_counting, stack + sizeof(stack), CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD, arg);
+	syscall(SYS_exit, 0);
+	return 0;
+}
+
+static void *have_sharers(void *arg)
+{
+	static char stacks[2][65536];
+	pid_t pids[2];
+
+	pids[0] = clone(ends_counting, stacks[0] + sizeof(stacks[0]), CLONE_VM | SIGCHLD, (void *)2);
+	pids[1] = clone(leaves_counting, stacks[1] + sizeof(stacks[1]), CLONE_VM | SIGCHLD, (void *)3);
+	sh->addr[0] = (uint64_t)pids[1];
+	counting((void *)1);
+	waitpid(pids[0], NULL, 0);
+	waitpid(pids[1], NULL, 0);
+	return arg;
+}
+
+/* The first thread ends when told so. Two processes share the memory; in one of them the first thread has ended, too. */
+static void mode_leaderless_sharers(void)
+{
+	pthread_t th;
+
+	pthread_create(&th, NULL, have_sharers, NULL);
+	while (!sh->count[1] || !sh->count[2] || !sh->count[3])
+		sched_yield();
+	sh->ready = 1;
+	wait_byte();
+	pthread_exit(NULL);
+}
+
 static int target_main(const char *mode)
 {
 	static const struct {
@@ -193,6 +238,7 @@ static int target_main(const char *mode)
 	} modes[] = {
 		{ "pages", mode_pages },     { "impostor", mode_impostor }, { "token", mode_token }, { "sharers", mode_sharers },
 		{ "signals", mode_signals }, { "registers", mode_registers }, { "many", mode_many },
+		{ "leaderless-sharers", mode_leaderless_sharers },
 	};
 	size_t i;
 
@@ -647,6 +693,38 @@ static void test_sharers(void **state)
 	fixture_finish(&f, 0);
 }
 
+/* Neither the thread that was attached by nor the one that has a process's id need be there still. */
+static void test_sharers_without_leaders(void **state)
+{
+	unsigned long a[MAX_COUNT], b[MAX_COUNT];
+	struct wpt_target *t[2];
+	struct fixture f;
+	int i, k;
+
+	(void)state;
+	fixture_start(&f, "leaderless-sharers", 0);
+	t[0] = attach_only(f.pid);
+	WAIT_FOR(task_state((pid_t)f.sh->addr[0], (pid_t)f.sh->addr[0]) == 'Z');
+	must_stop(t[0]);
+	wpt_target_resume(t[0]);
+	fixture_wake(&f);
+	WAIT_FOR(task_state(f.pid, f.pid) == 'Z');
+	t[1] = attach_only(f.pid);
+	for (i = 0; i < rounds(100); i++) {
+		must_stop(t[i & 1]);
+		snapshot_counts(&f, a);
+		sleep_us(500);
+		snapshot_counts(&f, b);
+		assert_memory_equal(a, b, sizeof(a));
+		wpt_target_resume(t[i & 1]);
+		for (k = 1; k < 4; k++)
+			WAIT_FOR(f.sh->count[k] > a[k]);
+	}
+	wpt_target_close(t[0]);
+	wpt_target_close(t[1]);
+	fixture_finish(&f, 0);
+}
+
 /* One that shares the memory and can't be stopped: nobody is. */
 static void test_sharer_traced(void **state)
 {
@@ -793,6 +871,102 @@ static void test_caller_killed(void **state)
 			WAIT_FOR(f.sh->count[k] > before);
 		}
 	}
+	fixture_finish(&f, 0);
+}
+
+struct sender {
+	pid_t pid;
+	union sigval sent;
+	atomic_bool done;
+};
+
+static void *send_signals(void *arg)
+{
+	struct sender *s = arg;
+
+	for (; !s->done; s->sent.sival_int++)
+		while (sigqueue(s->pid, SIGRTMIN, s->sent) && errno == EAGAIN)
+			sleep_us(20);
+	return NULL;
+}
+
+/* It had the threads in hand at any point of their taking a signal: each comes once, and in order. */
+static void test_signals_of_a_killed_keeper(void **state)
+{
+	struct sender s = { .pid = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	pthread_t th;
+	int i;
+
+	(void)state;
+	fixture_start(&f, "signals", 0);
+	t = attach_only(f.pid);
+	s.pid = f.pid;
+	assert_int_equal(pthread_create(&th, NULL, send_signals, &s), 0);
+	for (i = 0; i < rounds(300); i++) {
+		must_stop(t);
+		kill(find_keeper(), SIGKILL);
+		WAIT_FOR(wpt_target_alive(t) == -WPT_E_STOP_TIMEOUT);
+		wpt_target_resume(t);
+	}
+	s.done = true;
+	pthread_join(th, NULL);
+	WAIT_FOR(f.sh->count[10] == (unsigned long)s.sent.sival_int || f.sh->errors);
+	wpt_target_close(t);
+	fixture_finish(&f, 0);
+}
+
+/* In a process group of its own. Ends with 0 if it knows of each stop that was lost. */
+static void stop_and_be_stopped(struct fixture *f)
+{
+	struct wpt_target *t;
+	uint64_t at;
+	int i;
+
+	setpgid(0, 0);
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (wpt_target_attach(&t, f->pid, 5000, WPT_UFFD_NONE, NULL))
+		_exit(1);
+	for (i = 0; i < 5; i++) {
+		if (wpt_target_stop(t, &at) || wpt_target_alive(t))
+			_exit(2);
+		raise(SIGSTOP);
+		if (wpt_target_alive(t) != -WPT_E_STOP_TIMEOUT)
+			_exit(3);
+		wpt_target_resume(t);
+		if (wpt_target_alive(t))
+			_exit(4);
+	}
+	wpt_target_close(t);
+	_exit(0);
+}
+
+/* We are stopped by a signal while the target stands still, as a job of a shell is: it runs, and we know that it did. */
+static void test_caller_stopped(void **state)
+{
+	unsigned long before;
+	struct fixture f;
+	int i, k, status;
+	pid_t pid;
+
+	(void)state;
+	fixture_start(&f, "sharers", 0);
+	pid = fork();
+	if (!pid)
+		stop_and_be_stopped(&f);
+	for (i = 0; i < 5; i++) {
+		assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+		assert_true(WIFSTOPPED(status));
+		kill(-pid, SIGSTOP);
+		for (k = 0; k < 4; k++) {
+			before = f.sh->count[k];
+			WAIT_FOR(f.sh->count[k] > before);
+		}
+		kill(-pid, SIGCONT);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
 	fixture_finish(&f, 0);
 }
 
@@ -1025,10 +1199,13 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_exit),
 		cmocka_unit_test(test_token),
 		cmocka_unit_test(test_sharers),
+		cmocka_unit_test(test_sharers_without_leaders),
 		cmocka_unit_test(test_sharer_traced),
 		cmocka_unit_test(test_own_memory),
 		cmocka_unit_test(test_keeper_killed),
 		cmocka_unit_test(test_caller_killed),
+		cmocka_unit_test(test_caller_stopped),
+		cmocka_unit_test(test_signals_of_a_killed_keeper),
 		cmocka_unit_test(test_signals_while_stopped),
 		cmocka_unit_test(test_many_threads),
 		cmocka_unit_test(test_registers),

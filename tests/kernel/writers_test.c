@@ -98,6 +98,25 @@ static void mode_device(void)
 	wait_byte();
 }
 
+static void *pause_for_ever(void *arg)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	for (;;)
+		pause();
+	return arg;
+}
+
+/* The first thread ends when told so. */
+static void mode_heir(void)
+{
+	pthread_t th;
+
+	pthread_create(&th, NULL, pause_for_ever, NULL);
+	sh->ready = 1;
+	wait_byte();
+	pthread_exit(NULL);
+}
+
 static int target_main(const char *mode)
 {
 	target_open();
@@ -105,6 +124,8 @@ static int target_main(const char *mode)
 		mode_files();
 	else if (!strcmp(mode, "sharers"))
 		mode_sharers();
+	else if (!strcmp(mode, "heir"))
+		mode_heir();
 	else if (!strcmp(mode, "uring"))
 		mode_uring();
 	else if (!strcmp(mode, "uring-heir"))
@@ -487,6 +508,48 @@ static void test_writers_sharer(void **state)
 	close(f.pipe[1]);
 }
 
+/* Another process, of which and of the target the first thread has ended, and has no memory any more: that is nothing they share. */
+static void test_writers_without_leaders(void **state)
+{
+	struct wpt_file_use use = { .dev = 0 };
+	struct wpt_target *t;
+	struct fixture f;
+	struct stat st;
+	pthread_t th;
+	pid_t pid;
+
+	(void)state;
+	fixture_start(&f, "heir", 0);
+	t = must_attach(f.pid);
+	fixture_wake(&f);
+	WAIT_FOR(task_state(f.pid, f.pid) == 'Z');
+	assert_int_equal(fstat(f.memfd, &st), 0);
+	use.dev = use.map_dev = st.st_dev;
+	use.inode = st.st_ino;
+	/* It has the test's mapping. */
+	pid = fork();
+	if (!pid) {
+		close(f.memfd);
+		if (pthread_create(&th, NULL, pause_for_ever, NULL))
+			_exit(1);
+		syscall(SYS_exit, 0);
+	}
+	WAIT_FOR(task_state(pid, pid) == 'Z');
+	munmap(f.sh, sizeof(*f.sh));
+	close(f.memfd);
+	assert_int_equal(wpt_target_writers(t, &use, 1), 0);
+	assert_true(use.other_writer);
+	kill(pid, SIGKILL);
+	waitpid(pid, NULL, 0);
+	assert_int_equal(wpt_target_writers(t, &use, 1), 0);
+	assert_false(use.other_writer);
+	wpt_target_close(t);
+	kill(f.pid, SIGKILL);
+	waitpid(f.pid, NULL, 0);
+	close(f.pipe[0]);
+	close(f.pipe[1]);
+}
+
 static void send_byte(struct fixture *f, char c)
 {
 	assert_int_equal(write(f->pipe[1], &c, 1), 1);
@@ -641,6 +704,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_writers_without_descriptors),
 		cmocka_unit_test(test_writers_unprivileged),
 		cmocka_unit_test(test_writers_sharer),
+		cmocka_unit_test(test_writers_without_leaders),
 		cmocka_unit_test(test_fixed_buffers),
 		cmocka_unit_test(test_fixed_buffers_of_an_heir),
 		cmocka_unit_test(test_device),
