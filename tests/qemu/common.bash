@@ -271,12 +271,13 @@ vm_runs_on()
 # vm_says NAME N: waits until its console has N lines, which is what a restored guest has said since.
 vm_says()
 {
-	until_true has_lines "$1" "$2"
+	until_true said_lines "$1" "$2" || return 1
+	lacks WRONG "$1/console"
 }
 
-has_lines()
+said_lines()
 {
-	[ "$(wc -l <"$1/console")" -ge "$2" ]
+	grep -aq WRONG "$1/console" || [ "$(wc -l <"$1/console")" -ge "$2" ]
 }
 
 # What a guest says from `count 1` to `count N`

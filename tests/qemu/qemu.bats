@@ -67,7 +67,7 @@ qemu_watch()
 	try "$WPSNAP" qemu save orig/qmp.sock -o s.wps
 	after=$(size_of orig)
 	exits 0
-	grep -qE '^link 0 base: [0-9]+ pages dirty, .*, guest stopped [0-9.]+ [mu]?s, device state [0-9.]+ [KM]iB, s\.wps$' out
+	grep -qE '^link 0 save: [0-9]+ pages dirty, .*, guest stopped [0-9.]+ [mu]?s, device state [0-9.]+ [KM]iB(, s\.wps)?$' out
 	unharmed orig
 	"$WPSNAP" verify s.wps
 	# Saved again by comparing
@@ -114,6 +114,8 @@ qemu_watch()
 	exits 0
 	vm_qmp orig query-status | grep -q '"running": false'
 	[ "$(size_of orig)" = "$before" ]
+	"$WPSNAP" restore -q s.wps -o raw
+	cmp raw "$RAMS/orig.ram"
 	vm_restore copy s.wps
 	vm_qmp copy query-status | grep -q '"running": false'
 	[ "$(size_of copy)" = 0 ]
