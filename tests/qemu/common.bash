@@ -211,12 +211,12 @@ vm_settings()
 	vm_qmp "$1" query-migrate-capabilities , query-migrate-parameters
 }
 
-# until_true COMMAND...
+# until_true COMMAND...: by the clock, since a command that asks a QEMU that has ended waits for itself.
 until_true()
 {
-	local i
+	local end=$((SECONDS + PATIENCE))
 
-	for ((i = 0; i < PATIENCE * 20; i++)); do
+	while ((SECONDS <= end)); do
 		! "$@" || return 0
 		sleep 0.05
 	done
@@ -250,9 +250,9 @@ vm_count()
 # vm_counts NAME N: waits until it has counted to N.
 vm_counts()
 {
-	local i n=0
+	local end=$((SECONDS + PATIENCE)) n=0
 
-	for ((i = 0; i < PATIENCE * 20; i++)); do
+	while ((SECONDS <= end)); do
 		n=$(vm_count "$1")
 		! grep -aq WRONG "$1/console" || { echo "the guest $1 says:"; grep -a WRONG "$1/console"; return 1; }
 		[ "$n" -lt "$2" ] || return 0
@@ -363,13 +363,20 @@ vm_save_by_hand()
 	vm_qmp "$1" stop >/dev/null
 	vm_ignore_shared "$1" true
 	vm_qmp "$1" getfd-file state "$1/state" , migrate '{"uri": "fd:state"}' >/dev/null
-	until_true vm_migration "$1" completed
+	vm_migrated "$1"
 	cp --sparse=always "$RAMS/$1.ram" "$1/ram"
 }
 
-vm_migration()
+# Until the migration is complete; one that failed is not waited for, nor is a QEMU that has ended.
+vm_migrated()
 {
-	vm_qmp "$1" query-migrate | grep -q "\"status\": \"$2\""
+	until_true migration_ended "$1" || return 1
+	vm_qmp "$1" query-migrate | grep -q '"status": "completed"'
+}
+
+migration_ended()
+{
+	! vm_pid "$1" >/dev/null || vm_qmp "$1" query-migrate | grep -qE '"status": "(completed|failed)"'
 }
 
 # vm_restore_by_hand NAME FROM: a VM with FROM's memory and device state, not yet running, and with the capabilities of a new one
@@ -379,7 +386,7 @@ vm_restore_by_hand()
 	vm_start "$1" -incoming defer -S
 	vm_ignore_shared "$1" true
 	vm_qmp "$1" getfd-file state "$2/state" , migrate-incoming '{"uri": "fd:state"}' >/dev/null
-	until_true vm_migration "$1" completed
+	vm_migrated "$1"
 	vm_ignore_shared "$1" false
 }
 
