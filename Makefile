@@ -46,6 +46,7 @@ UNIT := $(call programs,tests/unit/*.c)
 KERNEL := $(call programs,tests/kernel/*.c)
 HELPERS := $(call programs,tests/cli/*.c tests/demo/*.c)
 BENCH := $(call programs,tests/bench/*.c)
+QEMU := $(call programs,tests/qemu/*.c)
 # In tests/vm, x_*.c belong to x.
 VM := $(call programs,tests/vm/*.c)
 EXAMPLES := $(call programs,examples/*.c)
@@ -112,7 +113,10 @@ $(B)/tests/bench/guest.elf: tests/bench/guest/guest.c
 	$(CC) -std=gnu11 -O2 -Wall -Wextra $(WERROR) -m32 -mno-sse -mno-mmx -ffreestanding -fno-pic -fno-stack-protector -fcf-protection=none \
 		-fno-asynchronous-unwind-tables -no-pie -static -nostdlib -Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments $< -o $@
 
-$(HELPERS): $(B)/%: %.c
+# The guest is alone in its initramfs.
+$(B)/tests/qemu/guest: LDFLAGS += -static
+
+$(HELPERS) $(QEMU): $(B)/%: %.c
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -Itests -MMD -MP $< $(LDFLAGS) -pthread -o $@
 
@@ -176,6 +180,12 @@ kernel:
 check-kernel: all tests $(VM)
 	scripts/kernel-check $(B)
 
+# wpsnap qemu, with guests that prove themselves, under QEMU without KVM.
+check-qemu:
+	scripts/run-tests qemu $(B)
+
+qemu-tests: $(QEMU)
+
 # What the patch saves and costs; for an idle machine.
 figures: all $(BENCH)
 	tests/vm/figures.sh $(B)
@@ -224,8 +234,8 @@ clean:
 	rm -rf $(B)
 
 FORCE:
-.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel figures check-layers check-style check-install check-abi \
-	install uninstall clean FORCE
+.PHONY: all tests check check-unit demo deps bench bench-peers fuzz kernel check-kernel check-qemu qemu-tests figures check-layers check-style \
+	check-install check-abi install uninstall clean FORCE
 .DELETE_ON_ERROR:
 .SUFFIXES:
 .SECONDARY:

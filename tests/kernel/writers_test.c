@@ -524,7 +524,7 @@ static void test_writers_without_leaders(void **state)
 	fixture_wake(&f);
 	WAIT_FOR(task_state(f.pid, f.pid) == 'Z');
 	assert_int_equal(fstat(f.memfd, &st), 0);
-	use.dev = use.map_dev = st.st_dev;
+	use.dev = st.st_dev;
 	use.inode = st.st_ino;
 	/* It has the test's mapping. */
 	pid = fork();
