@@ -53,7 +53,7 @@ qemu_watch()
 {
 	AFTER=()
 	BEFORE=$(size_of orig)
-	watch_start qemu watch orig/qmp.sock -o dir "$@"
+	watch_start qemu watch orig/qmp.sock -o dir --assume-sole-writer "$@"
 	watch_line
 	[ "$LINE" = ready ] || { echo "not ready: $LINE"; cat watch.err; return 1; }
 }
