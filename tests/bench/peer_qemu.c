@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A guest under QEMU (TCG) that keeps writing a little: QEMU's own background-snapshot, which is a migration to a file from memory that
- * userfaultfd protects synchronously, beside `wpsnap save` of the guest's memory from outside. The guest is tests/bench/guest/guest.c.
+ * userfaultfd protects synchronously, and savevm, which stops the guest, beside `wpsnap qemu save` and the links of `wpsnap qemu watch`. The guest is
+ * tests/bench/guest/guest.c. All have memory and devices; stopped is the time between the events STOP and RESUME.
  *
- * Theirs: stopped is the time between the events STOP and RESUME; ours: the pause that wpsnap reports, in which all threads of QEMU stand
- * still. Ours is the memory alone: the state of the devices comes over QMP in some milliseconds more.
+ * Of memory that is not shared `wpsnap qemu` takes no snapshots: there it is `wpsnap save` of the memory alone, with QEMU's threads stopped.
  */
 #include "peer.h"
 
@@ -91,15 +91,27 @@ static const char *guest_path(void)
 	return path;
 }
 
+/* For savevm to write to. */
+static const char *make_disk(void)
+{
+	const char *file = peer_path("vm.qcow2");
+	const char *argv[] = { "qemu-img", "create", "-q", "-f", "qcow2", file, "16G", NULL };
+	uint64_t kib;
+
+	unlink(file);
+	peer_run("qemu-img", argv, &kib);
+	return file;
+}
+
 static pid_t guest_start(bool shared)
 {
 	const char *said = peer_path("console");
-	char memory[256], append[32], console[192], socket[192], qmp_option[224];
+	char memory[256], append[32], console[192], socket[192], qmp_option[224], second[224], disk[256];
 	uint64_t deadline = bench_now_ns() + 120000000000u;
 	const char *argv[] = {
 		"qemu-system-x86_64", "-accel", "tcg,tb-size=64", "-object", memory, "-machine", "q35,memory-backend=ram", "-m", NULL,
 		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", append, "-debugcon", console,
-		"-qmp", qmp_option, NULL,
+		"-qmp", qmp_option, "-qmp", second, "-drive", disk, NULL,
 	};
 	char size[32];
 	pid_t pid;
@@ -114,6 +126,8 @@ static pid_t guest_start(bool shared)
 	snprintf(console, sizeof(console), "file:%s", said);
 	snprintf(socket, sizeof(socket), "%s", peer_path("qmp.sock"));
 	snprintf(qmp_option, sizeof(qmp_option), "unix:%s,server=on,wait=off", socket);
+	snprintf(second, sizeof(second), "unix:%s,server=on,wait=off", peer_path("wpsnap.sock"));
+	snprintf(disk, sizeof(disk), "if=none,id=vm,format=qcow2,file=%s", make_disk());
 	unlink(said);
 	pid = peer_start("qemu", argv);
 	qmp_connect(socket, pid);
@@ -165,12 +179,25 @@ static void figures_init(struct figures *f, const char *who)
 	bench_series_init(&f->stored, "MiB", "%s: stored", who);
 }
 
+/* It can't be together with what leaves shared memory out. */
+static void background_snapshot(bool on)
+{
+	char command[256];
+
+	snprintf(command, sizeof(command),
+		 "{\"execute\": \"migrate-set-capabilities\", \"arguments\": {\"capabilities\": "
+		 "[{\"capability\": \"background-snapshot\", \"state\": %s}]}}",
+		 on ? "true" : "false");
+	qmp(command);
+}
+
 static void by_qemu(struct figures *f)
 {
 	const char *file = peer_path("guest.migration"), *answer;
 	char command[512];
 	uint64_t t0;
 
+	background_snapshot(true);
 	stopped_at = resumed_at = 0;
 	snprintf(command, sizeof(command), "{\"execute\": \"migrate\", \"arguments\": {\"uri\": \"exec:cat >%s\"}}", file);
 	t0 = bench_now_ns();
@@ -189,6 +216,78 @@ static void by_qemu(struct figures *f)
 	bench_series_add(&f->time, (double)t0 / 1e6);
 	bench_series_add(&f->stored, (double)peer_file_size(file) / (double)BENCH_MIB);
 	unlink(file);
+	background_snapshot(false);
+}
+
+static void by_savevm(struct figures *f)
+{
+	const char *file = peer_path("vm.qcow2");
+	uint64_t t0, before = peer_file_size(file);
+
+	stopped_at = resumed_at = 0;
+	t0 = bench_now_ns();
+	qmp("{\"execute\": \"human-monitor-command\", \"arguments\": {\"command-line\": \"savevm bench\"}}");
+	t0 = bench_now_ns() - t0;
+	qmp("{\"execute\": \"query-status\"}");
+	if (resumed_at <= stopped_at || !stopped_at)
+		peer_fail("qemu", "savevm did not stop the guest and let it go on");
+	bench_series_add(&f->stopped, (resumed_at - stopped_at) * 1e3);
+	bench_series_add(&f->time, (double)t0 / 1e6);
+	/* The image does not shrink when the snapshot is deleted: the first says how much it is. */
+	if (!f->stored.n)
+		bench_series_add(&f->stored, (double)(peer_file_size(file) - before) / (double)BENCH_MIB);
+	qmp("{\"execute\": \"human-monitor-command\", \"arguments\": {\"command-line\": \"delvm bench\"}}");
+}
+
+struct link_figures {
+	struct figures f;
+	struct bench_series rest; /* of `stopped`, without the state of the devices */
+};
+
+static void link_add(struct link_figures *l, const char *line, double time_ms)
+{
+	double stopped = peer_number(line, "guest_stopped_ns") / 1e6;
+
+	bench_series_add(&l->f.stopped, stopped);
+	bench_series_add(&l->rest, stopped - peer_number(line, "device_ns") / 1e6);
+	bench_series_add(&l->f.time, time_ms);
+	bench_series_add(&l->f.stored, peer_number(line, "bytes_stored") / (double)BENCH_MIB);
+}
+
+static const char *next_link(const char *text)
+{
+	return strstr(text, "\"type\":\"link\"");
+}
+
+static void by_wpsnap_qemu(struct link_figures *l)
+{
+	const char *file = peer_path("guest.wps"), *line;
+	const char *argv[] = { peer_wpsnap(), "qemu", "save", peer_path("wpsnap.sock"), "-o", file, "--json", "--assume-sole-writer", NULL };
+	uint64_t wall, kib;
+
+	unlink(file);
+	wall = peer_run("wpsnap-qemu", argv, &kib);
+	line = next_link(peer_text(peer_path("wpsnap-qemu")));
+	if (!line)
+		peer_fail("wpsnap-qemu", "no line about the link");
+	link_add(l, line, (double)wall / 1e6);
+	unlink(file);
+}
+
+/* The links after the base. */
+static void by_watch(struct link_figures *l, unsigned int nr)
+{
+	char count[16];
+	const char *argv[] = { peer_wpsnap(), "qemu", "watch", peer_path("wpsnap.sock"), "-o", peer_path("chain"), "--json", "--assume-sole-writer",
+			       "--every", "200ms", "--count", count, NULL };
+	const char *line;
+	uint64_t kib;
+
+	snprintf(count, sizeof(count), "%u", nr + 1);
+	peer_run("wpsnap-qemu", argv, &kib);
+	line = next_link(peer_text(peer_path("wpsnap-qemu")));
+	while (line && (line = next_link(line + 1)))
+		link_add(l, line, peer_number(line, "total_ns") / 1e6);
 }
 
 static void by_wpsnap(struct figures *f, pid_t qemu, const char *range)
@@ -201,27 +300,73 @@ static void by_wpsnap(struct figures *f, pid_t qemu, const char *range)
 	bench_series_add(&f->stored, link.stored_mib);
 }
 
-static void measure(bool shared, unsigned int repeats)
+static pid_t guest_with_monitor(bool shared)
+{
+	pid_t qemu = guest_start(shared);
+
+	/* By default 128 MiB a second. */
+	qmp("{\"execute\": \"migrate-set-parameters\", \"arguments\": {\"max-bandwidth\": 100000000000}}");
+	return qemu;
+}
+
+static void link_figures_init(struct link_figures *l, const char *who)
+{
+	figures_init(&l->f, who);
+	bench_series_init(&l->rest, "ms", "%s: stopped but for the devices", who);
+}
+
+static void measure_shared(unsigned int repeats)
+{
+	const struct bench_aim less = { BENCH_RATIO, false, 1 }, short_stop = { BENCH_MEDIAN, false, 3 }, fewer = { BENCH_RATIO, false, 0.1 };
+	struct figures background, savevm;
+	struct link_figures full, links;
+	pid_t qemu = guest_with_monitor(true);
+
+	figures_init(&background, "background-snapshot");
+	figures_init(&savevm, "savevm");
+	link_figures_init(&full, "wpsnap qemu save");
+	link_figures_init(&links, "wpsnap qemu watch");
+	for (unsigned int i = 0; i < repeats; i++) {
+		by_qemu(&background);
+		by_savevm(&savevm);
+		by_wpsnap_qemu(&full);
+	}
+	by_watch(&links, 4 * repeats);
+	guest_stop(qemu);
+	bench_table("QEMU guest of %s, %s of it filled, shared memory (a file in tmpfs), %u repeats", bench_bytes(ram), bench_bytes(filled), repeats);
+	bench_row(&background.stopped, NULL, NULL);
+	bench_row(&savevm.stopped, &background.stopped, NULL);
+	bench_row(&full.f.stopped, &background.stopped, NULL);
+	bench_row(&links.f.stopped, &background.stopped, NULL);
+	bench_row(&links.rest, NULL, &short_stop);
+	bench_row(&background.time, NULL, NULL);
+	bench_row(&savevm.time, &background.time, NULL);
+	bench_row(&full.f.time, &background.time, &less);
+	bench_row(&links.f.time, &background.time, NULL);
+	bench_row(&background.stored, NULL, NULL);
+	bench_row(&savevm.stored, &background.stored, NULL);
+	bench_row(&full.f.stored, &background.stored, &less);
+	bench_row(&links.f.stored, &full.f.stored, &fewer);
+	bench_note("the ratio of the links' size is to that of the full snapshot; "
+		   "with --assume-sole-writer, as not every user may look at all processes");
+}
+
+static void measure_private(unsigned int repeats)
 {
 	const struct bench_aim less = { BENCH_RATIO, false, 1 };
 	struct figures ours, theirs;
 	char range[64];
-	pid_t qemu = guest_start(shared);
+	pid_t qemu = guest_with_monitor(false);
 
 	find_ram(qemu, range);
-	qmp("{\"execute\": \"migrate-set-capabilities\", \"arguments\": {\"capabilities\": "
-	    "[{\"capability\": \"background-snapshot\", \"state\": true}]}}");
-	/* By default 128 MiB a second. */
-	qmp("{\"execute\": \"migrate-set-parameters\", \"arguments\": {\"max-bandwidth\": 100000000000}}");
 	figures_init(&theirs, "background-snapshot");
 	figures_init(&ours, "wpsnap save");
 	for (unsigned int i = 0; i < repeats; i++) {
 		by_qemu(&theirs);
-		by_wpsnap(&ours, qemu, shared ? "guest.ram" : range);
+		by_wpsnap(&ours, qemu, range);
 	}
 	guest_stop(qemu);
-	bench_table("QEMU guest of %s, %s of it filled, %s memory, %u repeats", bench_bytes(ram), bench_bytes(filled),
-		    shared ? "shared (a file in tmpfs)" : "private", repeats);
+	bench_table("QEMU guest of %s, %s of it filled, private memory, %u repeats", bench_bytes(ram), bench_bytes(filled), repeats);
 	bench_row(&theirs.stopped, NULL, NULL);
 	bench_row(&ours.stopped, &theirs.stopped, &less);
 	bench_row(&theirs.time, NULL, NULL);
@@ -237,6 +382,7 @@ int main(void)
 
 	bench_need(WPT_F_ASYNC | WPT_F_PTRACE);
 	peer_need("qemu-system-x86_64", "qemu-system-x86");
+	peer_need("qemu-img", "qemu-utils");
 	if (access(guest_path(), R_OK)) {
 		printf("skipped: there is no %s (it is built where gcc knows -m32)\n", guest_path());
 		return 77;
@@ -245,7 +391,7 @@ int main(void)
 	if (ram < 64 * BENCH_MIB)
 		ram = 64 * BENCH_MIB;
 	filled = ram / 2;
-	measure(true, repeats);
-	measure(false, repeats);
+	measure_shared(repeats);
+	measure_private(repeats);
 	return 0;
 }

@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,12 +28,13 @@
 
 #define MONITOR "wpsnap-monitor"
 #define LOAD_TIMEOUT_MS 120000u
+#define START_TIMEOUT_MS 300000u   /* memory that is preallocated comes before the monitor */
 
 /* A machine as a link describes it. */
 struct saved {
 	char *tags;
 	size_t tags_len;
-	const char *version, *machine, *name;
+	const char *version, *machine, *cwd;
 	bool running;
 	struct vm_blocks blocks;
 	const char **disks;        /* "SNAPSHOT DEVICE FILE" */
@@ -128,8 +130,8 @@ static int parse_tags(struct saved *s)
 			s->version = value;
 		else if ((value = value_of(p, "qemu.machine")))
 			s->machine = value;
-		else if ((value = value_of(p, "qemu.name")))
-			s->name = value;
+		else if ((value = value_of(p, "qemu.cwd")))
+			s->cwd = value;
 		else if ((value = value_of(p, "qemu.running")))
 			s->running = *value == '1';
 		else if ((value = value_of(p, "qemu.block")))
@@ -280,6 +282,10 @@ static void __attribute__((noreturn)) exec_qemu(struct restore *r, int monitor)
 	fcntl(monitor, F_SETFD, 0);
 	signal(SIGPIPE, SIG_DFL);
 	sigprocmask(SIG_SETMASK, &r->mask, NULL);
+	if (r->cmdline && r->saved.cwd && *r->saved.cwd && chdir(r->saved.cwd)) {
+		complain("%s: QEMU's folder %s can't be entered: %s", r->o->cmd->name, r->saved.cwd, strerror(errno));
+		_exit(127);
+	}
 	execvp(r->argv[0], r->argv);
 	complain("%s: cannot execute '%s': %s", r->o->cmd->name, r->argv[0], strerror(errno));
 	_exit(127);
@@ -326,7 +332,7 @@ static int start_qemu(struct restore *r)
 	}
 	r->pidfd = (int)syscall(SYS_pidfd_open, r->pid, 0);
 	r->e.pass_on = r->pidfd;
-	err = qmp_open_fd(&r->q, fds[0]);
+	err = qmp_open_fd(&r->q, fds[0], START_TIMEOUT_MS);
 	if (err == -ECONNRESET)
 		return lost_qemu(r, "when it was started");
 	if (err)
@@ -470,17 +476,50 @@ static int open_backing(pid_t pid, const struct mapping *m)
 	return fd;
 }
 
+/* Another process that has it mapped: the machine that the snapshot is of, which runs. 0: nobody. */
+static pid_t find_user(pid_t own, const struct mapping *m)
+{
+	char path[300], line[8192];
+	unsigned major, minor;
+	struct dirent *d;
+	uint64_t inode;
+	pid_t user = 0;
+	FILE *f;
+	DIR *dir;
+
+	dir = opendir("/proc");
+	while (dir && !user && (d = readdir(dir))) {
+		if (d->d_name[0] < '0' || d->d_name[0] > '9' || atoi(d->d_name) == own)
+			continue;
+		snprintf(path, sizeof(path), "/proc/%s/maps", d->d_name);
+		f = fopen(path, "re");
+		while (f && !user && fgets(line, sizeof(line), f))
+			if (sscanf(line, "%*x-%*x %*s %*x %x:%x %" SCNu64, &major, &minor, &inode) == 3 && inode == m->inode &&
+			    makedev(major, minor) == m->dev)
+				user = (pid_t)atoi(d->d_name);
+		if (f)
+			fclose(f);
+	}
+	if (dir)
+		closedir(dir);
+	return user;
+}
+
 /* A file that was there before has somebody else's memory in it, and QEMU has put its firmware into the guest's already. */
 static int clear_block(struct restore *r, const struct vm_block *b)
 {
 	uint64_t at, len;
 	struct mapping m;
+	pid_t user;
 	int fd, err = 0;
 
 	for (at = b->start; at < b->start + b->size && !err; at += len) {
 		if (!find_mapping(r->pid, at, &m))
 			return refuse(r, "the memory '%s' is not mapped by QEMU", b->id);
 		len = (m.end < b->start + b->size ? m.end : b->start + b->size) - at;
+		user = m.inode ? find_user(r->pid, &m) : 0;
+		if (user)
+			return refuse(r, "process %d has the file of the memory '%s' mapped; end it, or give QEMU another file", (int)user, b->id);
 		fd = open_backing(r->pid, &m);
 		if (fd < 0)
 			return report(-errno, "run wpsnap as root", "%s: the file of the memory '%s' can't be opened", r->o->cmd->name, b->id);
@@ -547,32 +586,6 @@ static int ignore_shared(struct restore *r, int on)
 	return call(r, "migrate-set-capabilities", args, NULL, -1);
 }
 
-static int send_state(struct restore *r)
-{
-	int fd = memfd_create("wpsnap", MFD_CLOEXEC), code;
-	const char *p = r->saved.state;
-	size_t left = r->saved.state_len;
-	ssize_t n = 0;
-
-	while (fd >= 0 && left && (n = write(fd, p, left)) > 0) {
-		p += n;
-		left -= (size_t)n;
-	}
-	if (fd < 0 || left || lseek(fd, 0, SEEK_SET)) {
-		code = report(-errno, NULL, "%s: no memory for the device state", r->o->cmd->name);
-		if (fd >= 0)
-			close(fd);
-		return code;
-	}
-	code = ignore_shared(r, 1);
-	if (!code)
-		code = call(r, "getfd", json_pack("{s:s}", "fdname", "wpsnap"), NULL, fd);
-	close(fd);
-	if (!code)
-		code = call(r, "migrate-incoming", json_pack("{s:s}", "uri", "fd:wpsnap"), NULL, -1);
-	return code;
-}
-
 static int wait_loaded(struct restore *r)
 {
 	uint64_t begin = now_ns();
@@ -598,6 +611,64 @@ static int wait_loaded(struct restore *r)
 			usleep(1000);
 	}
 	return ignore_shared(r, 0);
+}
+
+struct feeder {
+	const char *data;
+	size_t left;
+	int fd;
+};
+
+/* Ends when QEMU has read all, or has gone. */
+static void *feed(void *arg)
+{
+	struct feeder *f = arg;
+	ssize_t n;
+
+	while (f->left && ((n = send(f->fd, f->data, f->left, MSG_NOSIGNAL)) > 0 || (n < 0 && errno == EINTR))) {
+		if (n > 0) {
+			f->data += n;
+			f->left -= (size_t)n;
+		}
+	}
+	close(f->fd);
+	return NULL;
+}
+
+static int load(struct restore *r, int fd)
+{
+	int code;
+
+	code = ignore_shared(r, 1);
+	if (!code)
+		code = call(r, "getfd", json_pack("{s:s}", "fdname", "wpsnap"), NULL, fd);
+	close(fd);
+	if (!code)
+		code = call(r, "migrate-incoming", json_pack("{s:s}", "uri", "fd:wpsnap"), NULL, -1);
+	return code ? code : wait_loaded(r);
+}
+
+static int send_state(struct restore *r)
+{
+	struct feeder f = { .data = r->saved.state, .left = r->saved.state_len };
+	pthread_t thread;
+	int fds[2], err, code;
+
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds))
+		return report(-errno, NULL, "%s: no socket for the device state", r->o->cmd->name);
+	f.fd = fds[0];
+	err = pthread_create(&thread, NULL, feed, &f);
+	if (err) {
+		close(fds[0]);
+		close(fds[1]);
+		return report(-err, NULL, "%s: no thread for the device state", r->o->cmd->name);
+	}
+	code = load(r, fds[1]);
+	/* If QEMU did not read all, nobody will. */
+	if (code)
+		end_qemu(r);
+	pthread_join(thread, NULL);
+	return code;
 }
 
 /* ---- its disks ---- */
@@ -716,8 +787,6 @@ static int restore(struct restore *r)
 		code = fill_memory(r);
 	if (!code)
 		code = send_state(r);
-	if (!code)
-		code = wait_loaded(r);
 	run = r->saved.running && !r->o->paused;
 	if (!code && run)
 		code = call(r, "cont", NULL, NULL, -1);

@@ -14,7 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define GREETING_TIMEOUT_MS 3000u
+#define GREETING_TIMEOUT_MS 3000u /* of a QEMU that runs */
 #define LONGEST_LINE (64u << 20)
 
 /* ---- lines ---- */
@@ -155,6 +155,9 @@ static void note_event(struct qmp *q, const json_t *event, const char *name)
 {
 	if (strcmp(name, "STOP") == 0) {
 		q->stopped_us = event_us(event);
+		q->nr_stopped++;
+	} else if (strcmp(name, "RESET") == 0) {
+		q->nr_reset++;
 	} else if (strcmp(name, "RESUME") == 0) {
 		q->resumed_us = event_us(event);
 		q->nr_resumed++;
@@ -199,6 +202,7 @@ int qmp_call(struct qmp *q, const char *command, json_t *args, json_t **out, int
 	json_t *object;
 	int err = -ENOMEM;
 
+	q->said[0] = 0;
 	if (q->fd < 0) {
 		json_decref(args);
 		return -ECONNRESET;
@@ -239,14 +243,14 @@ int qmp_human(struct qmp *q, const char *line, char **text)
 
 /* ---- connections ---- */
 
-int qmp_open_fd(struct qmp *q, int fd)
+int qmp_open_fd(struct qmp *q, int fd, unsigned timeout_ms)
 {
 	json_t *object;
 	int err;
 
 	memset(q, 0, sizeof(*q));
 	q->fd = fd;
-	err = next_object(q, deadline_in(GREETING_TIMEOUT_MS), &object);
+	err = next_object(q, deadline_in(timeout_ms), &object);
 	if (err == -ETIMEDOUT)
 		err = -ETIME;
 	if (!err) {
@@ -280,7 +284,7 @@ int qmp_open(struct qmp *q, const char *path)
 		close(fd);
 		return err;
 	}
-	return qmp_open_fd(q, fd);
+	return qmp_open_fd(q, fd, GREETING_TIMEOUT_MS);
 }
 
 void qmp_close(struct qmp *q)

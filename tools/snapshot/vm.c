@@ -7,12 +7,12 @@
  */
 #include "vm.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <stdarg.h>
-#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -92,8 +92,10 @@ static int read_version(struct vm *vm)
 /* Devices that write to the guest's memory by themselves, and have a state of which QEMU knows nothing. */
 static int refuse_vfio(struct vm *vm)
 {
+	static const char *const devices[] = { "/dev/vfio/", "[vfio-device]", "/dev/vhost-vdpa", "/dev/iommu", "/dev/infiniband/" };
 	char path[64], link[330], target[64];
 	struct dirent *d;
+	size_t i;
 	bool found = false;
 	ssize_t n;
 	DIR *dir;
@@ -106,30 +108,65 @@ static int refuse_vfio(struct vm *vm)
 		snprintf(link, sizeof(link), "%s/%s", path, d->d_name);
 		n = readlink(link, target, sizeof(target) - 1);
 		target[n > 0 ? n : 0] = 0;
-		found = strncmp(target, "/dev/vfio/", 10) == 0 || strstr(target, "[vfio-device]");
+		for (i = 0; i < ARRAY_SIZE(devices) && !found; i++)
+			found = strstr(target, devices[i]) != NULL;
 	}
 	closedir(dir);
 	if (found)
-		return vm_fail(vm, -EOPNOTSUPP, "the machine has a device of the host (VFIO), which writes to memory unseen; unplug it first");
+		return vm_fail(vm, -EOPNOTSUPP, "the machine has a device of the host (VFIO, vDPA, RDMA): what that writes is not seen; unplug it");
 	return 0;
 }
 
+static int query_status(struct vm *vm, char **status)
+{
+	return call_string(vm, "query-status", NULL, "status", status);
+}
+
+/*
+ * Other states are of a guest that has ended or failed, which a migration would hide, or of one that is being migrated. Of a guest that has stood
+ * still since its state was saved QEMU does not save it again.
+ */
 static int query_running(struct vm *vm, bool *running)
 {
-	static const char *const busy[] = { "inmigrate", "finish-migrate", "save-vm", "restore-vm", "colo", "suspended" };
 	char *status;
-	size_t i;
 	int err;
 
-	err = call_string(vm, "query-status", NULL, "status", &status);
+	err = query_status(vm, &status);
 	if (err)
 		return err;
-	for (i = 0; i < ARRAY_SIZE(busy) && !err; i++)
-		if (strcmp(status, busy[i]) == 0)
-			err = vm_fail(vm, -EBUSY, "the machine is in state '%s'; try again when it runs or is paused", status);
 	*running = strcmp(status, "running") == 0;
+	if (strcmp(status, "postmigrate") == 0)
+		err = vm_fail(vm, -EBUSY, "the guest has stood still since its state was saved or migrated; after 'cont' it can be saved again");
+	else if (!*running && strcmp(status, "paused") != 0 && strcmp(status, "prelaunch") != 0)
+		err = vm_fail(vm, -EBUSY, "the machine is in state '%s'; it can be saved when it runs or is paused", status);
 	free(status);
 	return err;
+}
+
+/* Waits until the machine is in a state; -EAGAIN if it comes to another that is not `before`. */
+static int wait_status(struct vm *vm, const char *wanted, const char *before)
+{
+	uint64_t begin = now_ns();
+	char *status;
+	int err;
+
+	for (;;) {
+		err = query_status(vm, &status);
+		if (err)
+			return err;
+		if (strcmp(status, wanted) == 0)
+			break;
+		if (!before || strcmp(status, before) != 0)
+			err = vm_fail(vm, -EAGAIN, "the machine came to state '%s' meanwhile: somebody else lets it go on or resets it", status);
+		else if (now_ns() - begin > (uint64_t)DEVICE_TIMEOUT_MS * 1000000)
+			err = vm_fail(vm, -ETIMEDOUT, "QEMU stays in state '%s'", status);
+		free(status);
+		if (err)
+			return err;
+		usleep(200);
+	}
+	free(status);
+	return 0;
 }
 
 /* ---- its memory ---- */
@@ -245,6 +282,7 @@ static int make_tags(struct vm *vm)
 	print_tag(f, "qemu.machine", vm->machine);
 	print_tag(f, "qemu.name", vm->name);
 	print_tag(f, "qemu.uuid", vm->uuid);
+	print_tag(f, "qemu.cwd", vm->cwd);
 	print_tag(f, "qemu.running", vm->running ? "1" : "0");
 	for (i = 0; i < vm->blocks.nr; i++) {
 		const struct vm_block *b = &vm->blocks.v[i];
@@ -261,30 +299,71 @@ static int make_tags(struct vm *vm)
 
 /* ---- device state ---- */
 
+static int no_migration(struct vm *vm)
+{
+	char *status;
+	bool busy;
+	int err;
+
+	err = call_string(vm, "query-migrate", NULL, "status", &status);
+	if (err)
+		return err;
+	busy = *status && strcmp(status, "none") != 0 && strcmp(status, "completed") != 0 && strcmp(status, "failed") != 0 &&
+	       strcmp(status, "cancelled") != 0;
+	free(status);
+	return busy ? vm_fail(vm, -EBUSY, "the machine is being migrated; try again after that") : 0;
+}
+
+/* A migration so set would wait for somebody, or for other channels, while the guest stands still. */
+static int check_capabilities(struct vm *vm, const json_t *caps, int *ignore_shared)
+{
+	static const char *const others[] = { "pause-before-switchover", "multifd", "background-snapshot", "return-path", "postcopy-ram",
+					      "x-colo", "mapped-ram", "rdma-pin-all" };
+	const json_t *cap;
+	size_t i, j;
+
+	*ignore_shared = 0;
+	json_array_foreach((json_t *)caps, i, cap) {
+		const char *name = json_string_value(json_object_get(cap, "capability"));
+
+		if (!name || !json_is_true(json_object_get(cap, "state")))
+			continue;
+		if (strcmp(name, "x-ignore-shared") == 0)
+			*ignore_shared = 1;
+		for (j = 0; j < ARRAY_SIZE(others); j++)
+			if (strcmp(name, others[j]) == 0)
+				return vm_fail(vm, -EBUSY, "the migration capability '%s' is on, and must be off to save the device state", name);
+	}
+	return 0;
+}
+
 static int change_limits(struct vm *vm)
 {
 	struct guard_state *s = guard_state(vm->guard);
-	const json_t *cap;
+	const char *tls, *mode;
 	json_t *ret;
-	size_t i;
 	int err;
 
 	err = call(vm, "query-migrate-parameters", NULL, &ret);
 	if (err)
 		return err;
 	s->bandwidth = json_integer_value(json_object_get(ret, "max-bandwidth"));
+	tls = json_string_value(json_object_get(ret, "tls-creds"));
+	mode = json_string_value(json_object_get(ret, "mode"));
+	if ((tls && *tls) || (mode && strcmp(mode, "normal") != 0))
+		err = vm_fail(vm, -EBUSY, "migrations are set to use TLS or a mode of their own, with which the device state can't be saved");
 	json_decref(ret);
+	if (err)
+		return err;
 	err = call(vm, "query-migrate-capabilities", NULL, &ret);
 	if (err)
 		return err;
-	s->ignore_shared = 0;
-	json_array_foreach(ret, i, cap) {
-		const char *name = json_string_value(json_object_get(cap, "capability"));
-
-		if (name && strcmp(name, "x-ignore-shared") == 0)
-			s->ignore_shared = json_is_true(json_object_get(cap, "state"));
-	}
+	err = check_capabilities(vm, ret, &s->ignore_shared);
 	json_decref(ret);
+	if (!err)
+		err = no_migration(vm);
+	if (err)
+		return err;
 	s->tuned = 1;
 	err = call(vm, "migrate-set-capabilities", json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", 1), NULL);
 	if (!err)
@@ -307,6 +386,7 @@ static int open_state(struct vm *vm)
 		close(fds[0]);
 		return vm_fail(vm, err, "QEMU does not take a descriptor: %s", err == -EREMOTEIO ? vm->q.said : wpt_strerror(err));
 	}
+	vm->fd_given = true;
 	vm->state_fd = fds[0];
 	vm->state_len = 0;
 	return 0;
@@ -326,7 +406,8 @@ static int grow_state(struct vm *vm)
 
 	if (vm->state_len > device_limit(vm))
 		return vm_fail(vm, -EFBIG,
-			    "the device state is larger than --device-limit: memory that is not shared, or that this QEMU stores all the same");
+			    "the device state is larger than --device-limit: memory that is not shared is in it, from QEMU 8.1 on also what has no "
+			    "file (use memory-backend-file)");
 	if (vm->state_len < vm->state_room)
 		return 0;
 	state = realloc(vm->state, room);
@@ -399,32 +480,23 @@ static int save_state(struct vm *vm)
 	uint64_t begin = now_ns();
 	int err;
 
+	guard_state(vm->guard)->migrating = 1;
 	err = call(vm, "migrate", json_pack("{s:s}", "uri", "fd:wpsnap"), NULL);
 	if (!err)
 		err = read_state(vm);
 	if (!err)
 		err = check_migration(vm);
+	if (!err) {
+		guard_state(vm->guard)->migrating = 0;
+		vm->fd_given = false;
+		err = wait_status(vm, "postmigrate", "finish-migrate");
+	}
 	vm->device_ns = now_ns() - begin;
 	close_state(vm);
 	return err;
 }
 
 /* ---- the pause ---- */
-
-static int no_migration(struct vm *vm)
-{
-	char *status;
-	bool busy;
-	int err;
-
-	err = call_string(vm, "query-migrate", NULL, "status", &status);
-	if (err)
-		return err;
-	busy = *status && strcmp(status, "none") != 0 && strcmp(status, "completed") != 0 && strcmp(status, "failed") != 0 &&
-	       strcmp(status, "cancelled") != 0;
-	free(status);
-	return busy ? vm_fail(vm, -EBUSY, "the machine is being migrated; try again after that") : 0;
-}
 
 static int list_disks(struct vm *vm)
 {
@@ -441,8 +513,10 @@ static int before_stop(struct vm *vm)
 	int err;
 
 	err = query_running(vm, &vm->running);
+	vm->nr_resumed = vm->q.nr_resumed;
+	vm->nr_reset = vm->q.nr_reset;
 	if (!err)
-		err = no_migration(vm);
+		err = refuse_vfio(vm);
 	if (!err)
 		err = blocks_unchanged(vm);
 	if (!err && vm->o->with_disks)
@@ -452,17 +526,45 @@ static int before_stop(struct vm *vm)
 	return err ? err : open_state(vm);
 }
 
+/* A guest that stopped by itself, or that somebody else stopped, at this moment is not ours to let go on. */
+static int stop_guest(struct vm *vm)
+{
+	uint64_t nr_stopped = vm->q.nr_stopped;
+	int err;
+
+	guard_state(vm->guard)->stopped = 1;
+	err = call(vm, "stop", NULL, NULL);
+	if (!err)
+		err = wait_status(vm, "paused", NULL);
+	if (!err && vm->q.nr_stopped == nr_stopped)
+		err = vm_fail(vm, -EAGAIN, "somebody else stopped the guest at this moment");
+	if (err == -EAGAIN)
+		guard_state(vm->guard)->stopped = 0;
+	return err;
+}
+
+/* Ctrl-Z must not leave the guest standing still. */
+static void block_suspend(int how)
+{
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTSTP);
+	sigaddset(&set, SIGTTIN);
+	sigaddset(&set, SIGTTOU);
+	pthread_sigmask(how, &set, NULL);
+}
+
 static int quiesce(void *arg)
 {
 	struct vm *vm = arg;
 	int err;
 
+	block_suspend(SIG_BLOCK);
 	err = before_stop(vm);
 	vm->stop_begun_ns = now_ns();
-	if (!err && vm->running) {
-		guard_state(vm->guard)->stopped = 1;
-		err = call(vm, "stop", NULL, NULL);
-	}
+	if (!err && vm->running)
+		err = stop_guest(vm);
 	if (!err && vm->o->with_disks)
 		err = vm_take_disks(vm);
 	if (!err)
@@ -471,9 +573,9 @@ static int quiesce(void *arg)
 		err = make_tags(vm);
 	if (err) {
 		vm_finish(vm);
+		block_suspend(SIG_UNBLOCK);
 		return err;
 	}
-	vm->nr_resumed = vm->q.nr_resumed;
 	vm->sections[0].data = vm->state;
 	vm->sections[0].len = vm->state_len;
 	vm->sections[1].data = vm->tags;
@@ -485,14 +587,13 @@ static int quiesce(void *arg)
 static int paused(void *arg)
 {
 	struct vm *vm = arg;
-	bool running;
 	int err;
 
 	if (interrupt_asked())
 		return -ECANCELED;
-	err = query_running(vm, &running);
-	if (!err && (running || vm->q.nr_resumed != vm->nr_resumed))
-		err = vm_fail(vm, -EAGAIN, "somebody else let the guest go on during the pause");
+	err = wait_status(vm, "postmigrate", NULL);
+	if (!err && (vm->q.nr_resumed != vm->nr_resumed || vm->q.nr_reset != vm->nr_reset))
+		err = vm_fail(vm, -EAGAIN, "somebody else let the guest go on or reset it during the pause");
 	return err;
 }
 
@@ -505,6 +606,7 @@ static void resume(void *arg)
 		vm->stopped_ns = vm->q.resumed_us > vm->q.stopped_us ? (vm->q.resumed_us - vm->q.stopped_us) * 1000 : now_ns() - vm->stop_begun_ns;
 	}
 	vm_finish(vm);
+	block_suspend(SIG_UNBLOCK);
 }
 
 int vm_finish(struct vm *vm)
@@ -512,11 +614,23 @@ int vm_finish(struct vm *vm)
 	struct guard_state *s = guard_state(vm->guard);
 	int err;
 
+	if (vm->handed) {
+		vm->handed = !guard_is_idle(s);
+		return vm->handed ? -EBUSY : 0;
+	}
 	close_state(vm);
+	if (vm->fd_given && vm->q.fd >= 0)
+		qmp_call(&vm->q, "closefd", json_pack("{s:s}", "fdname", "wpsnap"), NULL, -1, QMP_TIMEOUT_MS);
+	vm->fd_given = false;
 	err = guard_undo(&vm->q, vm->path, s, UNDO_TIMEOUT_MS);
-	if (err && s->stopped && err != -ECONNREFUSED && err != -ENOENT)
-		complain("%s: the guest of %s may still stand still, because QEMU does not answer: %s; it is tried again", vm->o->cmd->name, vm->path,
-			 wpt_strerror(err));
+	if (!err)
+		return 0;
+	if (s->stopped)
+		complain("%s: the guest of %s still stands still: %s; it is tried on, and 'cont' in QEMU's monitor lets it go on", vm->o->cmd->name,
+			 vm->path, err == -EREMOTEIO ? vm->q.said : wpt_strerror(err));
+	qmp_close(&vm->q);
+	guard_wake(vm->guard);
+	vm->handed = true;
 	return err;
 }
 
@@ -544,10 +658,11 @@ void vm_take_options(struct vm *vm, struct wpt_take_options *to)
 
 int vm_prepare(struct vm *vm, struct wpt_tracker *t)
 {
-	int err = 0;
+	int err;
 
 	vm->why[0] = 0;
-	vm_finish(vm);
+	if (vm_finish(vm))
+		return vm_fail(vm, -EAGAIN, "QEMU has not been brought back to where it was before the last link; that is tried on");
 	if (vm->q.fd < 0) {
 		err = qmp_open(&vm->q, vm->path);
 		if (err)
@@ -578,11 +693,20 @@ static int find_process(struct vm *vm)
 {
 	struct ucred peer = { 0 };
 	socklen_t len = sizeof(peer);
+	char path[64], dir[4096];
+	ssize_t n;
 
 	vm->pid = vm->o->pid;
 	if (!vm->pid && getsockopt(vm->q.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
 		vm->pid = peer.pid;
-	return vm->pid > 0 ? 0 : vm_fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
+	if (vm->pid <= 0)
+		return vm_fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
+	guard_state(vm->guard)->qemu = vm->pid;
+	guard_state(vm->guard)->sure = !vm->o->pid;
+	snprintf(path, sizeof(path), "/proc/%d/cwd", (int)vm->pid);
+	n = readlink(path, dir, sizeof(dir) - 1);
+	vm->cwd = strndup(dir, n > 0 ? (size_t)n : 0);
+	return vm->cwd ? 0 : vm_fail(vm, -ENOMEM, "out of memory");
 }
 
 static int learn(struct vm *vm)
@@ -643,6 +767,7 @@ void vm_close(struct vm *vm)
 	free(vm->machine);
 	free(vm->name);
 	free(vm->uuid);
+	free(vm->cwd);
 	free(vm->state);
 	free(vm->tags);
 	memset(vm, 0, sizeof(*vm));

@@ -18,7 +18,7 @@ struct qmp {
 	size_t used, room;
 	uint64_t next_id;
 	bool partial;              /* the first line may be the rest of one that another process read the beginning of */
-	uint64_t nr_resumed;       /* events so far */
+	uint64_t nr_stopped, nr_resumed, nr_reset; /* events so far */
 	uint64_t stopped_us, resumed_us; /* when the last events STOP and RESUME happened, by QEMU's clock */
 	char said[256];            /* QEMU's words about the command that failed */
 };
@@ -30,8 +30,8 @@ struct qmp {
  * connect(2), -EPROTO (not a monitor), -ETIMEDOUT, -ECONNRESET.
  */
 int qmp_open(struct qmp *q, const char *path);
-/* The same over a connection that is there, greeting included; takes the descriptor over. */
-int qmp_open_fd(struct qmp *q, int fd);
+/* The same over a connection that is there, greeting included, of which the greeting may take so long; takes the descriptor over. */
+int qmp_open_fd(struct qmp *q, int fd, unsigned timeout_ms);
 void qmp_close(struct qmp *q);
 
 /*
@@ -76,7 +76,9 @@ struct vm {
 	struct qmp q;
 	pid_t pid;
 	struct guard *guard;
-	char *version, *machine, *name, *uuid;
+	char *version, *machine, *name, *uuid, *cwd;
+	bool handed;               /* the guard has the monitor */
+	bool fd_given;             /* QEMU holds the end of the pipe */
 	struct vm_blocks blocks;
 	struct vm_disks disks;     /* with --with-disks: those of this link, */
 	char snapshot[64];         /* what their snapshots are named, */
@@ -85,7 +87,7 @@ struct vm {
 	int state_fd;              /* the device state comes out here */
 	char *state;               /* the device state of the last link */
 	size_t state_len, state_room;
-	uint64_t nr_resumed;       /* at the pause */
+	uint64_t nr_resumed, nr_reset; /* before the pause */
 	uint64_t stop_begun_ns;
 	uint64_t stopped_ns;       /* the guest stood still for so long, the last time; */
 	uint64_t device_ns;        /* of it, to save the device state */
@@ -134,19 +136,26 @@ void vm_tag_disks(const struct vm *vm, FILE *f);
 /* What is to be undone. Shared with the guard: set before the change, cleared after it was taken back. */
 struct guard_state {
 	_Atomic int stopped;       /* the guest was stopped and is to run */
-	_Atomic int tuned;         /* the migration's limits were changed */
+	_Atomic int migrating;     /* a migration was begun */
+	_Atomic int tuned;         /* the migration's limits were changed, and were: */
 	int64_t bandwidth;
 	int ignore_shared;
+	_Atomic int last;          /* the guard ends when all is taken back */
+	pid_t qemu;                /* nobody is waited for when that is gone, 0: not known; */
+	int sure;                  /* and nobody else is spoken to */
 };
 
 /* Starts it over a connection that is open; before any thread is. */
 int guard_start(struct guard **out, const char *path, int qmp_fd);
 struct guard_state *guard_state(struct guard *g);
+bool guard_is_idle(const struct guard_state *s);
+/* It takes back what is to be, for as long as it takes, and nobody else uses the monitor before guard_is_idle(). */
+void guard_wake(struct guard *g);
 /* Ends it; if something is still to be taken back, it stays and goes on trying. Accepts NULL. */
 void guard_end(struct guard *g);
 /*
- * Takes back what *s says was changed, over `q` or, if that is closed, a new connection: a migration that goes on is cancelled, the guest runs, the
- * limits are as they were. Tries for `ms` milliseconds, or until there is no monitor any more.
+ * Takes back what *s says was changed, over `q` or, if that is closed, a new connection: our migration is cancelled, the guest runs, the
+ * limits are as they were. Tries for `ms` milliseconds, or until QEMU is gone.
  */
 int guard_undo(struct qmp *q, const char *path, struct guard_state *s, uint64_t ms);
 

@@ -80,6 +80,9 @@ static struct vm_block *block_of(struct vm_blocks *blocks, const char *region)
 {
 	size_t i, len = strlen(region), have;
 
+	for (i = 0; i < blocks->nr; i++)
+		if (strcmp(blocks->v[i].id, region) == 0)
+			return &blocks->v[i];
 	for (i = 0; i < blocks->nr; i++) {
 		have = strlen(blocks->v[i].id);
 		if (have >= len && strcmp(blocks->v[i].id + have - len, region) == 0 && (have == len || blocks->v[i].id[have - len - 1] == '/'))

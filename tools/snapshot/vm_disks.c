@@ -147,6 +147,12 @@ void vm_drop_disks(struct vm *vm)
 	json_t *args;
 	size_t i;
 
+	if (vm->disks_taken && (!vm->running || vm->q.fd < 0)) {
+		/* QEMU has let go of the images of a guest that stands still, and would not survive a write to them. */
+		complain("%s: %s: the snapshots '%s' of the disks belong to nothing; delete them with qemu-img when the machine has ended",
+			 vm->o->cmd->name, vm->path, vm->snapshot);
+		vm->disks_taken = false;
+	}
 	for (i = 0; vm->disks_taken && i < vm->disks.nr; i++) {
 		args = json_pack("{s:s, s:s}", "device", vm->disks.v[i].device, "name", vm->snapshot);
 		if (qmp_call(&vm->q, "blockdev-snapshot-delete-internal-sync", args, NULL, -1, TRANSACTION_TIMEOUT_MS))
