@@ -88,10 +88,33 @@ int vm_list_disks(struct vm *vm, struct vm_disks *out)
 	return err;
 }
 
+/* After a migration QEMU has let go of its images until the guest runs, and it aborts if it is told to change one. */
+static int check_open(struct vm *vm)
+{
+	const char *status;
+	json_t *ret;
+	bool closed;
+	int err;
+
+	err = vm_call(vm, "query-status", NULL, &ret, QMP_TIMEOUT_MS);
+	if (err)
+		return err;
+	status = text_of(ret, "status");
+	closed = strcmp(status, "postmigrate") == 0 || strcmp(status, "finish-migrate") == 0;
+	json_decref(ret);
+	return closed ? vm_fail(vm, -EBUSY, "the guest is paused since a link or a migration, and QEMU has closed its disks; let it go on first") : 0;
+}
+
 int vm_check_disks(struct vm *vm, const struct vm_disks *d)
 {
 	size_t i;
 
+	if (vm->o->with_disks && d->nr) {
+		int err = check_open(vm);
+
+		if (err)
+			return err;
+	}
 	for (i = 0; i < d->nr; i++) {
 		if (!vm->o->with_disks)
 			complain("%s: %s: snapshots do not hold the disk '%s' (see --with-disks): a guest that is restored while its disk is not as "
@@ -141,15 +164,27 @@ int vm_take_disks(struct vm *vm)
 	return err;
 }
 
-/* The link that they belong to is not there. */
+static int drop_disk(struct vm *vm, const struct vm_disk *d)
+{
+	json_t *args = json_pack("{s:s, s:s}", "device", d->device, "name", vm->snapshot);
+
+	return qmp_call(&vm->q, "blockdev-snapshot-delete-internal-sync", args, NULL, -1, TRANSACTION_TIMEOUT_MS);
+}
+
+/* The link that they belong to is not there; why it is not has been said in vm->why. */
 void vm_drop_disks(struct vm *vm)
 {
-	json_t *args;
+	char why[sizeof(vm->why)];
+	bool open;
 	size_t i;
 
-	for (i = 0; vm->disks_taken && i < vm->disks.nr; i++) {
-		args = json_pack("{s:s, s:s}", "device", vm->disks.v[i].device, "name", vm->snapshot);
-		if (qmp_call(&vm->q, "blockdev-snapshot-delete-internal-sync", args, NULL, -1, TRANSACTION_TIMEOUT_MS))
+	if (!vm->disks_taken)
+		return;
+	memcpy(why, vm->why, sizeof(why));
+	open = check_open(vm) == 0;
+	memcpy(vm->why, why, sizeof(why));
+	for (i = 0; i < vm->disks.nr; i++) {
+		if (!open || drop_disk(vm, &vm->disks.v[i]))
 			complain("%s: %s: the snapshot '%s' of the disk '%s' could not be deleted and belongs to nothing", vm->o->cmd->name, vm->path,
 				 vm->snapshot, vm->disks.v[i].device);
 	}
