@@ -12,52 +12,6 @@ setup()
 }
 teardown() { qemu_teardown; }
 
-# Before anything else: what a snapshot must leave as it was
-note_settings()
-{
-	vm_settings "$1" >settings
-}
-
-# After whatever happened: the guest runs and counts on, and QEMU is set as before.
-unharmed()
-{
-	until_true vm_running "$1"
-	until_true settings_are "$1" settings
-	vm_runs_on "$1"
-	console_is_sound "$1"
-}
-
-# The chain in this folder verifies, if there is one yet.
-chain_is_good()
-{
-	! ls "$1"/*.wps >/dev/null 2>&1 || "$WPSNAP" verify "$1"
-}
-
-# links N: waits for the links up to N. AFTER[n] is the size of the console when link n was there: it is of an instant between AFTER[n - 1] and that.
-links()
-{
-	while [ "${#AFTER[@]}" -le "$1" ]; do
-		watch_line || return 1
-		[[ $LINE =~ ^'link '([0-9]+)' ' ]] || { echo "not a link: $LINE"; return 1; }
-		AFTER[BASH_REMATCH[1]]=$(size_of orig)
-	done
-}
-
-more_links_than()
-{
-	[ "$(find "$1" -name '*.wps' | wc -l)" -gt "$2" ]
-}
-
-# qemu_watch [OPTION]...: into `dir`, until it is ready
-qemu_watch()
-{
-	AFTER=()
-	BEFORE=$(size_of orig)
-	watch_start qemu watch orig/qmp.sock -o dir "$@"
-	watch_line
-	[ "$LINE" = ready ] || { echo "not ready: $LINE"; cat watch.err; return 1; }
-}
-
 @test "save and restore of a guest that runs" {
 	local before after
 
