@@ -463,6 +463,8 @@ static int quiesce(void *arg)
 		guard_state(vm->guard)->stopped = 1;
 		err = call(vm, "stop", NULL, NULL);
 	}
+	/* From here on all is of one instant: disks, devices, memory. */
+	vm->nr_resumed = vm->q.nr_resumed;
 	if (!err && vm->o->with_disks)
 		err = vm_take_disks(vm);
 	if (!err)
@@ -473,7 +475,6 @@ static int quiesce(void *arg)
 		vm_finish(vm);
 		return err;
 	}
-	vm->nr_resumed = vm->q.nr_resumed;
 	vm->sections[0].data = vm->state;
 	vm->sections[0].len = vm->state_len;
 	vm->sections[1].data = vm->tags;
