@@ -379,6 +379,29 @@ qemu_watch()
 	[ "$LINE" = ready ] || { echo "not ready: $LINE"; cat watch.err; return 1; }
 }
 
+# guards N: are there so many of this test? Each has the folder that it was started in.
+guards()
+{
+	local comm nr=0
+
+	for comm in /proc/[0-9]*/comm; do
+		if grep -qsx wpsnap-guard "$comm" && [ "$(readlink "${comm%comm}cwd")" = "$(pwd -P)" ]; then
+			nr=$((nr + 1))
+		fi
+	done
+	[ "$nr" = "$1" ]
+}
+
+# relay_start WORDS WHAT: orig/relay.sock is orig/qmp.sock, but for what happens at these words.
+relay_start()
+{
+	rm -f orig/relay.sock
+	"$HELPERS/relay" orig/relay.sock orig/qmp.sock "$@" >relay.out 2>relay.err </dev/null 3>&- 7<&- &
+	RELAY=$!
+	PIDS+=("$RELAY")
+	until_true test -S orig/relay.sock
+}
+
 # ---- snapshots and what they restore to ----
 
 # vm_restore NAME CHAIN [OPTION]...: starts `wpsnap qemu restore` with a VM of the kind $RAM, and waits until it says so.

@@ -174,7 +174,7 @@ teardown() { qemu_teardown; }
 	RANDOM=$WPT_SEED
 	vm_grown orig 5
 	note_settings orig
-	for i in 0 1 2 3 4 5 6 7 8 9; do
+	for ((i = 0; i < ${WPT_KILLS:-10}; i++)); do
 		watch_start qemu watch orig/qmp.sock -o dir --every 20ms
 		# Half of them from the start on, the others from its first link on
 		if ((i % 2)); then
@@ -194,6 +194,7 @@ teardown() { qemu_teardown; }
 	watch_wait
 	exits 0
 	unharmed orig
+	until_true guards 0
 	vm_kill orig
 	vm_restore copy dir
 	vm_says copy 20
@@ -324,9 +325,7 @@ teardown() { qemu_teardown; }
 	for when in before after; do
 		vm_grown orig 3
 		note_settings orig
-		"$HELPERS/relay" orig/relay.sock orig/qmp.sock '"migrate"' $when >relay.out 2>relay.err </dev/null 3>&- &
-		PIDS+=($!)
-		until_true test -S orig/relay.sock
+		relay_start '"migrate"' $when
 		try "$WPSNAP" qemu save orig/relay.sock -o "$when.wps" --pid "$(vm_pid orig)"
 		echo "it ended with $status and said: $(cat err relay.err)"
 		grep -qx dropped relay.out
@@ -341,7 +340,7 @@ teardown() { qemu_teardown; }
 		try "$WPSNAP" qemu save orig/relay.sock -o "$when-next.wps" --pid "$(vm_pid orig)"
 		exits 0
 		unharmed orig
-		kill -KILL "${PIDS[-1]}"
+		kill -KILL "$RELAY"
 		vm_kill orig
 		vm_restore "$when" "$when-next.wps"
 		vm_says "$when" 20
