@@ -11,6 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define RETRY_MS 1000
+
 struct machine {
 	struct vm vm;
 	struct session s;
@@ -174,6 +176,18 @@ static void end_all(struct watch *w, const char *reason)
 	}
 }
 
+/* A guest that could not be let go on, as its QEMU did not answer, must not stand still until the next link. */
+static bool all_finished(struct watch *w)
+{
+	bool all = true;
+	size_t i;
+
+	for (i = 0; i < w->nr; i++)
+		if (w->v[i].open && !vm_finished(&w->v[i].vm))
+			all = false;
+	return all;
+}
+
 static int watch_loop(struct watch *w)
 {
 	bool out_failed;
@@ -191,6 +205,7 @@ static int watch_loop(struct watch *w)
 			end_all(w, "count");
 			break;
 		}
+		w->e.timeout_ms = all_finished(w) ? 0 : RETRY_MS;
 		err = events_wait(&w->e, w->pidfds, w->gone, w->nr);
 		if (err)
 			return report(err, NULL, "%s: cannot wait for the machines", w->o->cmd->name);

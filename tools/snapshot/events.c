@@ -97,7 +97,7 @@ int events_wait(struct events *e, const int *pidfds, bool *gone, size_t nr)
 			fds[i].fd = pidfds[i - 2];
 		fds[i].events = POLLIN;
 	}
-	if (poll(fds, (nfds_t)nr + 2, -1) < 0) {
+	if (poll(fds, (nfds_t)nr + 2, e->timeout_ms > 0 ? e->timeout_ms : -1) < 0) {
 		err = errno == EINTR ? 0 : -errno;
 		for (i = 0; i < nr + 2; i++)
 			fds[i].revents = 0;

@@ -521,6 +521,11 @@ int vm_finish(struct vm *vm)
 	return err;
 }
 
+bool vm_finished(struct vm *vm)
+{
+	return guard_undo(&vm->q, vm->path, guard_state(vm->guard), 0) == 0;
+}
+
 void vm_taken(struct vm *vm, bool complete)
 {
 	if (complete)

@@ -106,6 +106,8 @@ int vm_prepare(struct vm *vm, struct wpt_tracker *t);
 void vm_take_options(struct vm *vm, struct wpt_take_options *to);
 /* After a link or a failure at any point: everything as it was. */
 int vm_finish(struct vm *vm);
+/* Once more, without a word, if that failed; is it done now? */
+bool vm_finished(struct vm *vm);
 /* The link of the last vm_take_options() is there, or is not. */
 void vm_taken(struct vm *vm, bool complete);
 

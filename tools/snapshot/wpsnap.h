@@ -193,7 +193,8 @@ int proc_open_pid(const struct command *cmd, pid_t pid, int *pidfd);
 struct events {
 	int signals, timer;
 	int pass_on;              /* a pidfd that gets SIGINT and SIGTERM; -1: they end the watch */
-	bool signal, period, end; /* what came: SIGUSR1, the timer, SIGINT or SIGTERM */
+	int timeout_ms;           /* of one wait; 0: none */
+	bool signal, period, end; /* what came: SIGUSR1, the timer, SIGINT or SIGTERM; none of them after the timeout */
 };
 
 /* Blocks the signals; `mask` (may be NULL) gets the mask as it was. Returns an exit code, and has said why. */
