@@ -88,26 +88,54 @@ somebody_else()
 	unharmed orig
 }
 
-@test "a QEMU that does not answer: the link fails, the guest runs on afterwards, and so does the watch" {
+# Until then wpsnap waits for two deadlines, of ten seconds each.
+@test "a QEMU that hangs in the pause: the link fails, the guest runs on as soon as QEMU does, and the next link is right" {
 	vm_grown orig 3
 	note_settings orig
-	qemu_watch --every 1h
+	relay_start '"migrate">"migrate"' "kill -STOP $(vm_pid orig)"
+	AFTER=()
+	watch_start qemu watch orig/relay.sock -o dir --every 1h --pid "$(vm_pid orig)"
+	watch_line
 	links 0
-	kill -STOP "$(vm_pid orig)"
 	kill -USR1 "$WATCH"
 	until_true grep -q 'link (SIGUSR1)' watch.err
+	says 'may still stand still' watch.err
 	kill -CONT "$(vm_pid orig)"
+	# Not only when it is time for the next link
 	unharmed orig
 	watch_link
 	AFTER[1]=$(size_of orig)
 	unharmed orig
 	watch_end
 	exits 0
+	until_true guards 0
 	vm_kill orig
 	vm_restore copy dir
 	vm_says copy 20
 	vm_kill copy
 	console_goes_on orig "${AFTER[0]}" "${AFTER[1]}" copy
+}
+
+@test "what the guest writes until it stands still is in the link" {
+	vm_grown orig 10
+	note_settings orig
+	# Before the second link's stop, seven ticks or more
+	relay_start '"stop">"stop"' 'n=$(stat -c %s orig/console); while [ "$(stat -c %s orig/console)" -lt $((n + 100)) ]; do sleep 0.02; done'
+	AFTER=()
+	watch_start qemu watch orig/relay.sock -o dir --every 1h --pid "$(vm_pid orig)" --assume-sole-writer
+	watch_line
+	links 0
+	kill -USR1 "$WATCH"
+	links 1
+	grep -qx ran relay.out
+	unharmed orig
+	watch_end
+	exits 0
+	vm_kill orig
+	vm_restore copy dir
+	vm_says copy 40
+	vm_kill copy
+	console_goes_on orig $((AFTER[0] + 100)) "${AFTER[1]}" copy 30
 }
 
 # What a process has: descriptors, and resident memory in KiB
