@@ -82,9 +82,9 @@ teardown() { qemu_teardown; }
 		[ "$(grep "\"vm\":\"$n\"" out | grep -c '"type":"end"')" = 1 ]
 	done
 	# How long the guest stood still is longer than how long its devices took, and shorter than the link.
-	sed -n 's/.*"total_ns":\([0-9]*\).*"guest_stopped_ns":\([0-9]*\),"device_ns":\([0-9]*\).*/\1 \2 \3/p' out >times
-	[ "$(wc -l <times)" = 6 ]
-	awk '!($1 > $2 && $2 > $3) { print "total " $1 ", stopped " $2 ", devices " $3; bad = 1 } END { exit bad }' times
+	sed -n 's/.*"total_ns":\([0-9]*\).*"guest_stopped_ns":\([0-9]*\),"device_ns":\([0-9]*\).*/\1 \2 \3/p' out >ns
+	[ "$(wc -l <ns)" = 6 ]
+	awk '!($1 > $2 && $2 > $3) { print "total " $1 ", stopped " $2 ", devices " $3; bad = 1 } END { exit bad }' ns
 	# A link that fails
 	relay_start '"migrate"' before
 	try "$WPSNAP" qemu watch orig/relay.sock -o failed --count 1 --every 50ms --json --pid "$(vm_pid orig)"
