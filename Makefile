@@ -184,7 +184,7 @@ check-kernel: all tests $(VM)
 check-qemu:
 	scripts/run-tests qemu $(B)
 
-qemu-tests: $(QEMU)
+qemu-tests: $(QEMU) $(B)/tests/cli/target_json
 
 # What the patch saves and costs; for an idle machine.
 figures: all $(BENCH)

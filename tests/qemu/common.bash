@@ -66,6 +66,7 @@ qemu_setup()
 	export WPT_PATIENCE=$PATIENCE
 	RAM=file
 	SIZE=96
+	EXTRA=()
 	RAMS=$(mktemp -d /dev/shm/wptrack-qemu.XXXXXX)
 }
 
@@ -101,7 +102,9 @@ qemu_end()
 # vm_args NAME: into ARGS, QEMU's arguments for a VM of the kind $RAM:
 #   file, memfd, ram  all memory is one shared backend of that kind
 #   two               two nodes, of a memfd and a file
+#   huge              of huge pages
 #   private           not shared
+# $EXTRA are more of them.
 vm_args()
 {
 	local name=$1 file=$RAMS/$1
@@ -112,6 +115,7 @@ vm_args()
 	file) ARGS+=(-object "memory-backend-file,id=ram,size=${SIZE}M,mem-path=$file.ram,share=on") ;;
 	memfd) ARGS+=(-object "memory-backend-memfd,id=ram,size=${SIZE}M,share=on") ;;
 	ram) ARGS+=(-object "memory-backend-ram,id=ram,size=${SIZE}M,share=on") ;;
+	huge) ARGS+=(-object "memory-backend-memfd,id=ram,size=${SIZE}M,hugetlb=on,hugetlbsize=2M,share=on") ;;
 	two)
 		ARGS+=(-object "memory-backend-memfd,id=ram0,size=$((SIZE / 2))M,share=on" -numa node,memdev=ram0
 			-object "memory-backend-file,id=ram1,size=$((SIZE / 2))M,mem-path=$file.ram1,share=on" -numa node,memdev=ram1)
@@ -130,6 +134,7 @@ vm_args()
 	if [ "$(id -u)" = 0 ]; then
 		ARGS+=(-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny)
 	fi
+	ARGS+=("${EXTRA[@]}")
 }
 
 # vm_start NAME [ARG]...: starts a VM and waits for its monitor.
@@ -181,13 +186,13 @@ vm_kill()
 	gone "$pid"
 }
 
-# Until the process is gone, or a zombie
+# Until the process is gone, or a zombie of which no thread is left that has its files open
 gone()
 {
 	local i
 
 	for ((i = 0; i < PATIENCE * 100; i++)); do
-		grep -qE '\) [^ZX] ' "/proc/$1/stat" 2>/dev/null || return 0
+		grep -qsE '\) [^ZX] ' "/proc/$1/stat" || [ "$(find "/proc/$1/task" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)" -gt 1 ] || return 0
 		sleep 0.01
 	done
 	echo "process $1 does not end"
@@ -326,17 +331,94 @@ console_goes_on()
 	fi
 }
 
+# ---- the watch ----
+
+# Before anything else: what a snapshot must leave as it was
+note_settings()
+{
+	vm_settings "$1" >settings
+}
+
+# After whatever happened: the guest runs and counts on, and QEMU is set as before.
+unharmed()
+{
+	until_true vm_running "$1"
+	until_true settings_are "$1" settings
+	vm_runs_on "$1"
+	console_is_sound "$1"
+}
+
+# The chain in this folder verifies, if there is one yet.
+chain_is_good()
+{
+	! ls "$1"/*.wps >/dev/null 2>&1 || "$WPSNAP" verify "$1"
+}
+
+# links N: waits for the links up to N. AFTER[n] is the size of the console when link n was there: it is of an instant between AFTER[n - 1] and that.
+links()
+{
+	while [ "${#AFTER[@]}" -le "$1" ]; do
+		watch_line || return 1
+		[[ $LINE =~ ^'link '([0-9]+)' ' ]] || { echo "not a link: $LINE"; return 1; }
+		AFTER[BASH_REMATCH[1]]=$(size_of orig)
+	done
+}
+
+more_links_than()
+{
+	[ "$(find "$1" -name '*.wps' | wc -l)" -gt "$2" ]
+}
+
+# qemu_watch [OPTION]...: into `dir`, until it is ready
+qemu_watch()
+{
+	AFTER=()
+	BEFORE=$(size_of orig)
+	watch_start qemu watch orig/qmp.sock -o dir --assume-sole-writer "$@"
+	watch_line
+	[ "$LINE" = ready ] || { echo "not ready: $LINE"; cat watch.err; return 1; }
+}
+
+# guards N: are there so many of this test? Each has the folder that it was started in.
+guards()
+{
+	local comm nr=0
+
+	for comm in /proc/[0-9]*/comm; do
+		if grep -qsx wpsnap-guard "$comm" && [ "$(readlink "${comm%comm}cwd")" = "$(pwd -P)" ]; then
+			nr=$((nr + 1))
+		fi
+	done
+	[ "$nr" = "$1" ]
+}
+
+# relay_start WORDS WHAT: orig/relay.sock is orig/qmp.sock, but for what happens at these words.
+relay_start()
+{
+	rm -f orig/relay.sock
+	"$HELPERS/relay" orig/relay.sock orig/qmp.sock "$@" >relay.out 2>relay.err </dev/null 3>&- 7<&- &
+	RELAY=$!
+	PIDS+=("$RELAY")
+	until_true test -S orig/relay.sock
+}
+
 # ---- snapshots and what they restore to ----
 
 # vm_restore NAME CHAIN [OPTION]...: starts `wpsnap qemu restore` with a VM of the kind $RAM, and waits until it says so.
 vm_restore()
 {
-	local name=$1 chain=$2
+	vm_args "$1"
+	vm_restore_with "$@" -- qemu-system-x86_64 "${ARGS[@]}"
+}
 
-	shift 2
-	vm_args "$name"
-	"$WPSNAP" qemu restore "$chain" "$@" -- qemu-system-x86_64 "${ARGS[@]}" >"$name/restore.out" 2>"$name/restore.err" </dev/null \
-		3>&- 7<&- 8>&- 9<&- &
+# vm_restore_with NAME CHAIN [OPTION]... [-- COMMAND...]: the same with another command, or the stored one.
+vm_restore_with()
+{
+	local name=$1
+
+	mkdir -p "$name"
+	shift
+	"$WPSNAP" qemu restore "$@" >"$name/restore.out" 2>"$name/restore.err" </dev/null 3>&- 7<&- 8>&- 9<&- &
 	RESTORE=$!
 	PIDS+=("$RESTORE")
 	until_true restore_said

@@ -12,52 +12,6 @@ setup()
 }
 teardown() { qemu_teardown; }
 
-# Before anything else: what a snapshot must leave as it was
-note_settings()
-{
-	vm_settings "$1" >settings
-}
-
-# After whatever happened: the guest runs and counts on, and QEMU is set as before.
-unharmed()
-{
-	until_true vm_running "$1"
-	until_true settings_are "$1" settings
-	vm_runs_on "$1"
-	console_is_sound "$1"
-}
-
-# The chain in this folder verifies, if there is one yet.
-chain_is_good()
-{
-	! ls "$1"/*.wps >/dev/null 2>&1 || "$WPSNAP" verify "$1"
-}
-
-# links N: waits for the links up to N. AFTER[n] is the size of the console when link n was there: it is of an instant between AFTER[n - 1] and that.
-links()
-{
-	while [ "${#AFTER[@]}" -le "$1" ]; do
-		watch_line || return 1
-		[[ $LINE =~ ^'link '([0-9]+)' ' ]] || { echo "not a link: $LINE"; return 1; }
-		AFTER[BASH_REMATCH[1]]=$(size_of orig)
-	done
-}
-
-more_links_than()
-{
-	[ "$(find "$1" -name '*.wps' | wc -l)" -gt "$2" ]
-}
-
-# qemu_watch [OPTION]...: into `dir`, until it is ready
-qemu_watch()
-{
-	AFTER=()
-	BEFORE=$(size_of orig)
-	watch_start qemu watch orig/qmp.sock -o dir --assume-sole-writer "$@"
-	watch_line
-	[ "$LINE" = ready ] || { echo "not ready: $LINE"; cat watch.err; return 1; }
-}
-
 @test "save and restore of a guest that runs" {
 	local before after
 
@@ -220,7 +174,7 @@ qemu_watch()
 	RANDOM=$WPT_SEED
 	vm_grown orig 5
 	note_settings orig
-	for i in 0 1 2 3 4 5 6 7 8 9; do
+	for ((i = 0; i < ${WPT_KILLS:-10}; i++)); do
 		watch_start qemu watch orig/qmp.sock -o dir --every 20ms
 		# Half of them from the start on, the others from its first link on
 		if ((i % 2)); then
@@ -240,6 +194,7 @@ qemu_watch()
 	watch_wait
 	exits 0
 	unharmed orig
+	until_true guards 0
 	vm_kill orig
 	vm_restore copy dir
 	vm_says copy 20
@@ -370,9 +325,7 @@ qemu_watch()
 	for when in before after; do
 		vm_grown orig 3
 		note_settings orig
-		"$HELPERS/relay" orig/relay.sock orig/qmp.sock '"migrate"' $when >relay.out 2>relay.err </dev/null 3>&- &
-		PIDS+=($!)
-		until_true test -S orig/relay.sock
+		relay_start '"migrate"' $when
 		try "$WPSNAP" qemu save orig/relay.sock -o "$when.wps" --pid "$(vm_pid orig)"
 		echo "it ended with $status and said: $(cat err relay.err)"
 		grep -qx dropped relay.out
@@ -387,7 +340,7 @@ qemu_watch()
 		try "$WPSNAP" qemu save orig/relay.sock -o "$when-next.wps" --pid "$(vm_pid orig)"
 		exits 0
 		unharmed orig
-		kill -KILL "${PIDS[-1]}"
+		kill -KILL "$RELAY"
 		vm_kill orig
 		vm_restore "$when" "$when-next.wps"
 		vm_says "$when" 20

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * relay LISTEN SOCKET WORD before|after: a monitor's connection that breaks. It listens at LISTEN and passes all that it gets on to SOCKET and back,
- * descriptors as well, until the client says WORD for the first time: then both connections end, before QEMU got the message, or after QEMU has
- * answered to it and before the client has the answer. It says "dropped", and from then on only passes on. One client at a time; it ends by a signal.
+ * relay LISTEN SOCKET WORD[>WORD]... before|after|COMMAND: a monitor's connection to which something happens. It listens at LISTEN and passes
+ * all that it gets on to SOCKET and back, descriptors as well, until the client has said the WORDs, in this order, for the first time. Then
+ *   before   both connections end, before QEMU got the message
+ *   after    they end after QEMU has answered to it and before the client has the answer
+ *   COMMAND  it is run, by the shell, before QEMU gets the message
+ * It says "dropped" or "ran", and from then on only passes on. One client at a time; it ends by a signal.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,7 +20,9 @@
 
 #define MAX_FDS 8u
 
-static enum { BEFORE, AFTER, PASS } mode;
+static enum { BEFORE, AFTER, RUN, PASS } mode;
+static const char *command;
+static char *words;        /* those that are not said yet; NULL: all are */
 
 static void fail(const char *what)
 {
@@ -95,15 +100,36 @@ static bool put(int fd, struct message *m)
 	return good;
 }
 
-static void dropped(void)
+static void done(const char *what)
 {
 	mode = PASS;
-	printf("dropped\n");
+	printf("%s\n", what);
 	fflush(stdout);
 }
 
+/* Has the client said all words now? Several may be in one message. */
+static bool all_said(const char *text)
+{
+	const char *at;
+	char *next;
+
+	while (words) {
+		next = strchr(words, '>');
+		if (next)
+			*next = 0;
+		at = strstr(text, words);
+		if (next && !at)
+			*next = '>';
+		if (!at)
+			return false;
+		text = at + strlen(words);
+		words = next ? next + 1 : NULL;
+	}
+	return true;
+}
+
 /* Until one of them ends it, or it is time to drop them */
-static void relay(int client, int qemu, const char *word)
+static void relay(int client, int qemu)
 {
 	static struct message m;
 	struct pollfd p[2] = { { .fd = client, .events = POLLIN }, { .fd = qemu, .events = POLLIN } };
@@ -113,10 +139,15 @@ static void relay(int client, int qemu, const char *word)
 		if (p[0].revents) {
 			if (!get(client, &m))
 				return;
-			said = said || strstr(m.text, word);
+			said = mode != PASS && all_said(m.text);
 			if (mode == BEFORE && said) {
-				dropped();
+				done("dropped");
 				return;
+			}
+			if (mode == RUN && said) {
+				if (system(command))
+					fail(command);
+				done("ran");
 			}
 			if (!put(qemu, &m))
 				return;
@@ -125,7 +156,7 @@ static void relay(int client, int qemu, const char *word)
 			if (!get(qemu, &m))
 				return;
 			if (mode == AFTER && said) {
-				dropped();
+				done("dropped");
 				return;
 			}
 			if (!put(client, &m))
@@ -138,11 +169,13 @@ int main(int argc, char **argv)
 {
 	int listener;
 
-	if (argc != 5 || (strcmp(argv[4], "before") && strcmp(argv[4], "after"))) {
-		fprintf(stderr, "usage: relay LISTEN SOCKET WORD before|after\n");
+	if (argc != 5) {
+		fprintf(stderr, "usage: relay LISTEN SOCKET WORD[>WORD]... before|after|COMMAND\n");
 		return 2;
 	}
-	mode = !strcmp(argv[4], "before") ? BEFORE : AFTER;
+	words = argv[3];
+	command = argv[4];
+	mode = !strcmp(command, "before") ? BEFORE : !strcmp(command, "after") ? AFTER : RUN;
 	listener = unix_socket(argv[1], true);
 	for (;;) {
 		int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC), qemu;
@@ -150,7 +183,7 @@ int main(int argc, char **argv)
 		if (client < 0)
 			fail("accept");
 		qemu = unix_socket(argv[2], false);
-		relay(client, qemu, argv[3]);
+		relay(client, qemu);
 		close(client);
 		close(qemu);
 	}

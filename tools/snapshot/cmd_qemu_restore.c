@@ -698,9 +698,11 @@ static int revert_disk(struct restore *r, const char *disk)
 {
 	const char *device = strchr(disk, ' ') + 1, *file = strchr(device, ' ') + 1;
 	char name[64], before[96];
+	struct timespec now;
 
 	snprintf(name, sizeof(name), "%.*s", (int)(device - 1 - disk), disk);
-	snprintf(before, sizeof(before), "wpsnap-before-%lld", (long long)time(NULL));
+	clock_gettime(CLOCK_REALTIME, &now);
+	snprintf(before, sizeof(before), "wpsnap-before-%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
 	if (run_qemu_img(r, "-c", before, file) || run_qemu_img(r, "-a", name, file))
 		return refuse(r, "the disk %s can't be put back to its snapshot '%s'", file, name);
 	if (!r->o->quiet)

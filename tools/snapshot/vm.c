@@ -482,13 +482,13 @@ static int save_state(struct vm *vm)
 
 	guard_state(vm->guard)->migrating = 1;
 	err = call(vm, "migrate", json_pack("{s:s}", "uri", "fd:wpsnap"), NULL);
+	vm->fd_given = err == -EREMOTEIO;
 	if (!err)
 		err = read_state(vm);
 	if (!err)
 		err = check_migration(vm);
 	if (!err) {
 		guard_state(vm->guard)->migrating = 0;
-		vm->fd_given = false;
 		err = wait_status(vm, "postmigrate", "finish-migrate");
 	}
 	vm->device_ns = now_ns() - begin;

@@ -141,21 +141,39 @@ int vm_take_disks(struct vm *vm)
 	return err;
 }
 
+/* Of a guest that stands still since a migration QEMU has let go of its images, and it aborts if it is told to change one. */
+static bool images_open(struct vm *vm)
+{
+	const char *status;
+	json_t *ret;
+	bool open;
+
+	if (qmp_call(&vm->q, "query-status", NULL, &ret, -1, QMP_TIMEOUT_MS))
+		return false;
+	status = text_of(ret, "status");
+	open = strcmp(status, "postmigrate") != 0 && strcmp(status, "finish-migrate") != 0;
+	json_decref(ret);
+	return open;
+}
+
+static int drop_disk(struct vm *vm, const struct vm_disk *d)
+{
+	json_t *args = json_pack("{s:s, s:s}", "device", d->device, "name", vm->snapshot);
+
+	return qmp_call(&vm->q, "blockdev-snapshot-delete-internal-sync", args, NULL, -1, TRANSACTION_TIMEOUT_MS);
+}
+
 /* The link that they belong to is not there. */
 void vm_drop_disks(struct vm *vm)
 {
-	json_t *args;
+	bool open;
 	size_t i;
 
-	if (vm->disks_taken && (!vm->running || vm->q.fd < 0)) {
-		/* QEMU has let go of the images of a guest that stands still, and would not survive a write to them. */
-		complain("%s: %s: the snapshots '%s' of the disks belong to nothing; delete them with qemu-img when the machine has ended",
-			 vm->o->cmd->name, vm->path, vm->snapshot);
-		vm->disks_taken = false;
-	}
-	for (i = 0; vm->disks_taken && i < vm->disks.nr; i++) {
-		args = json_pack("{s:s, s:s}", "device", vm->disks.v[i].device, "name", vm->snapshot);
-		if (qmp_call(&vm->q, "blockdev-snapshot-delete-internal-sync", args, NULL, -1, TRANSACTION_TIMEOUT_MS))
+	if (!vm->disks_taken)
+		return;
+	open = images_open(vm);
+	for (i = 0; i < vm->disks.nr; i++) {
+		if (!open || drop_disk(vm, &vm->disks.v[i]))
 			complain("%s: %s: the snapshot '%s' of the disk '%s' could not be deleted and belongs to nothing", vm->o->cmd->name, vm->path,
 				 vm->snapshot, vm->disks.v[i].device);
 	}

@@ -27,6 +27,7 @@
 #endif
 
 #define ATTEMPT_US 20000
+#define ANSWER_MS 3000u         /* for each command */
 #define SELDOM_US 1000000     /* after */
 #define PATIENT_MS 60000u
 #define GUARD_FD 16            /* and those after it */
@@ -54,9 +55,9 @@ static int end_migration(struct qmp *q, struct guard_state *s)
 	size_t i;
 	int err;
 
-	err = qmp_call(q, "migrate_cancel", NULL, NULL, -1, QMP_TIMEOUT_MS);
+	err = qmp_call(q, "migrate_cancel", NULL, NULL, -1, ANSWER_MS);
 	if (!err || err == -EREMOTEIO)
-		err = qmp_call(q, "query-migrate", NULL, &ret, -1, QMP_TIMEOUT_MS);
+		err = qmp_call(q, "query-migrate", NULL, &ret, -1, ANSWER_MS);
 	if (err)
 		return err;
 	status = json_string_value(json_object_get(ret, "status"));
@@ -75,9 +76,9 @@ static int put_limits_back(struct qmp *q, const struct guard_state *s)
 	json_t *caps = json_pack("{s:[{s:s, s:b}]}", "capabilities", "capability", "x-ignore-shared", "state", s->ignore_shared);
 	int err;
 
-	err = qmp_call(q, "migrate-set-capabilities", caps, NULL, -1, QMP_TIMEOUT_MS);
+	err = qmp_call(q, "migrate-set-capabilities", caps, NULL, -1, ANSWER_MS);
 	if (!err)
-		err = qmp_call(q, "migrate-set-parameters", json_pack("{s:I}", "max-bandwidth", (json_int_t)s->bandwidth), NULL, -1, QMP_TIMEOUT_MS);
+		err = qmp_call(q, "migrate-set-parameters", json_pack("{s:I}", "max-bandwidth", (json_int_t)s->bandwidth), NULL, -1, ANSWER_MS);
 	return err;
 }
 
@@ -92,7 +93,7 @@ static int undo_once(struct qmp *q, struct guard_state *s)
 			return err;
 	}
 	if (s->stopped) {
-		err = qmp_call(q, "cont", NULL, NULL, -1, QMP_TIMEOUT_MS);
+		err = qmp_call(q, "cont", NULL, NULL, -1, ANSWER_MS);
 		if (err)
 			return err;
 		if (!s->migrating)
