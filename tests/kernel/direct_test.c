@@ -246,6 +246,65 @@ static void fuzzy_links_and_asynchronous_reads(void **state)
 	direct_case(false, true, true, WPT_MODE_FUZZY);
 }
 
+static void cow_case(bool aio)
+{
+	if (!(way_features() & WPT_F_SYNC)) {
+		print_message("# skip: needs a userfaultfd that handles faults of system calls\n");
+		skip();
+	}
+	way_backend = "sync";
+	direct_case(true, aio, false, WPT_MODE_COW);
+	way_backend = NULL;
+}
+
+static void copy_before_write_while_the_own_process_reads(void **state)
+{
+	(void)state;
+	cow_case(false);
+}
+
+static void copy_before_write_and_asynchronous_reads(void **state)
+{
+	(void)state;
+	cow_case(true);
+}
+
+/* A ring with room for files: which they are is not told. */
+static void files_registered_with_a_ring(void **state)
+{
+	struct wpt_take_options o = { .size = sizeof(o) };
+	uint32_t params[30] = { 0 };
+	int ring = (int)syscall(425 /* io_uring_setup */, 4, params), none[4] = { -1, -1, -1, -1 };
+	char *m = fix_anon(BYTES);
+	uint64_t dirty = 0;
+	struct fix f;
+
+	(void)state;
+	if (ring < 0)
+		print_message("# skip: io_uring_setup: %s\n", strerror(errno));
+	if (ring < 0 || !fix_supported())
+		skip();
+	fix_tracker(&f, 0, WPT_BACKEND_AUTO, 0);
+	fix_add(&f, m, BYTES);
+	fix_writer(&f);
+	for (unsigned i = 0; i < 3; i++) {
+		fix_fill(m, BYTES / 2, i);
+		if (i == 1)
+			assert_int_equal(syscall(427 /* io_uring_register */, ring, 2 /* REGISTER_FILES */, none, 4), 0);
+		assert_int_equal(fix_try(&f, &o), 0);
+		assert_int_equal(f.stats.nr_rounds > 0, i < 1);
+		assert_int_equal(f.stats.rounds_end == WPT_ROUNDS_DIRECT, i >= 1);
+		/* What was under way in the link before is compared. */
+		if (i)
+			assert_int_equal(f.stats.pages_compared, i == 1 ? 0 : dirty);
+		dirty = f.stats.pages_dirty;
+		assert_int_equal(fix_wrong(&f), 0);
+	}
+	fix_close(&f);
+	munmap(m, BYTES);
+	close(ring);
+}
+
 /* What has the flag, and is not for direct I/O. */
 static void rounds_with_pipes_of_packets(void **state)
 {
@@ -384,6 +443,9 @@ int main(void)
 		cmocka_unit_test(pauses_in_the_midst_of_asynchronous_reads),
 		cmocka_unit_test(pauses_of_the_own_process_and_asynchronous_reads),
 		cmocka_unit_test(fuzzy_links_and_asynchronous_reads),
+		cmocka_unit_test(copy_before_write_while_the_own_process_reads),
+		cmocka_unit_test(copy_before_write_and_asynchronous_reads),
+		cmocka_unit_test(files_registered_with_a_ring),
 	};
 
 	cmocka_set_test_filter(getenv("WPT_ONLY"));
