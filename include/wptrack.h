@@ -442,8 +442,8 @@ struct wpt_take_options {
 	 *
 	 * Mode PAUSE, another process: NULL, and its threads are stopped; or, where there is a better way to keep it from writing to the
 	 * ranges, that: what is mapped there must neither change nor be written to between the two, whatever else the process does
-	 * meanwhile (a virtual machine is paused while its monitor goes on to answer). Both or neither, and not with WPT_TAKE_REGISTERS
-	 * (-EINVAL).
+	 * meanwhile (a virtual machine is paused while its monitor goes on to answer), also by I/O that was begun before. Both or neither,
+	 * and not with WPT_TAKE_REGISTERS (-EINVAL).
 	 */
 	int (*quiesce)(void *arg);
 	void (*resume)(void *arg);
@@ -470,7 +470,8 @@ enum wpt_rounds_end {
 	WPT_ROUNDS_SMALL = 1,    /* what was left is small enough */
 	WPT_ROUNDS_STALLED = 2,  /* rounds found about as much as one before them: pages are written as fast as they are copied */
 	WPT_ROUNDS_LIMIT = 3,    /* max_rounds */
-	WPT_ROUNDS_STAGING = 4   /* what was written is more than the staging memory holds, and as much is written while that is compressed */
+	WPT_ROUNDS_STAGING = 4,  /* what was written is more than the staging memory holds, and as much is written while that is compressed */
+	WPT_ROUNDS_DIRECT = 5    /* the target does direct I/O, which what is copied while it runs can't be relied on with: see libwptrack(7) */
 };
 
 struct wpt_take_stats {

@@ -4,6 +4,7 @@
 
 #define SOON_NS 100000000u
 #define USELESS_NS 50000000u
+#define IN_FLIGHT_NS UINT64_C(10000000000)
 
 /* The writer's threads leave the processors to copying, and what is copied is staged, as far as memory reaches. */
 void wpt_take_stage(struct wpt_take *k)
@@ -115,6 +116,10 @@ int wpt_take_rounds(struct wpt_take *k)
 	uint64_t began;
 	int err = 0;
 
+	if (t->direct) {
+		k->stats.rounds_end = WPT_ROUNDS_DIRECT;
+		return 0;
+	}
 	if (!k->w->all)
 		wpt_take_stage(k);
 	k->least = UINT64_MAX;
@@ -140,4 +145,115 @@ int wpt_take_rounds(struct wpt_take *k)
 			wpt_take_stage(k);
 	}
 	return err;
+}
+
+/*
+ * Direct I/O (O_DIRECT): a page shows as written when the kernel pins it, and the device writes to it later, which shows nowhere. A look in between
+ * protects it again, and what was copied then may be old for ever. So there are no rounds while the target runs. A call that does direct I/O ends
+ * before its thread stops, so that in the pause only asynchronous I/O can be under way; in mode fuzzy any. What a link protected then is compared by
+ * all links until one that begins when the I/O must have ended. Who was seen to do direct I/O is taken to do so from then on: what is opened for a
+ * moment may not be seen again.
+ */
+int wpt_take_ask_direct(struct wpt_take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+
+	return t->backend == WPT_BACKEND_REPORTED ? 0 : wpt_target_direct(t->target, &t->direct, &t->ring);
+}
+
+static bool is_asynchronous(const struct wpt_tracker *t)
+{
+	size_t i;
+
+	if (t->ring)
+		return true;
+	for (i = 0; i < t->maps.maps.count; i++)
+		if (strncmp(wpt_map_name(&t->maps, wpt_map_at(&t->maps, i)), "/[aio]", 6) == 0)
+			return true;
+	return false;
+}
+
+/* In the pause after rounds, who has begun direct I/O since they did may have some of what they copied changed. */
+static int doubt_rounds(struct wpt_take *k)
+{
+	int err;
+
+	if (k->o.mode == WPT_MODE_FUZZY || !k->stats.nr_rounds || k->w->t->direct)
+		return 0;
+	err = wpt_take_ask_direct(k);
+	if (err || !k->w->t->direct)
+		return err;
+	k->stats.rounds_end = WPT_ROUNDS_DIRECT;
+	return wpt_tracker_all_unknown(k->w->t);
+}
+
+int wpt_take_copy_again(struct wpt_take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	int err = doubt_rounds(k);
+
+	if (!err)
+		err = wpt_spans_merge(&k->fresh, &t->unknown);
+	if (!err)
+		err = wpt_spans_merge(&t->unknown, &t->in_flight[0]);
+	if (!err)
+		err = wpt_spans_merge(&t->unknown, &t->in_flight[1]);
+	return err;
+}
+
+/*
+ * What can't be found out counts as yes: the link is as good as it can be, and the target may be gone. Who held it otherwise than by stopping it
+ * ended its I/O.
+ */
+void wpt_take_ask_again(struct wpt_take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	bool held = k->o.quiesce && !wpt_target_is_self(t->target);
+	int err = wpt_take_ask_direct(k);
+
+	k->in_flight = k->o.mode == WPT_MODE_FUZZY ? t->direct || err : !held && ((t->direct && is_asynchronous(t)) || err);
+}
+
+/* What was dirty in the link, as spans. */
+static int taken_spans(struct wpt_take *k, struct wpt_vec *spans)
+{
+	struct wpt_ledger *l = k->w->t->ledger;
+	uint64_t at = 0, end;
+	struct wpt_span *span;
+
+	while ((at = wpt_ledger_next_taken(l, at, UINT64_MAX, &end)) < UINT64_MAX) {
+		span = wpt_vec_push(spans);
+		if (!span)
+			return -ENOMEM;
+		*span = (struct wpt_span){ at, end };
+		at = end;
+	}
+	return 0;
+}
+
+void wpt_take_copied(struct wpt_take *k)
+{
+	struct wpt_tracker *t = k->w->t;
+	struct wpt_vec taken = WPT_VEC(struct wpt_span), done;
+	unsigned int i;
+	int err;
+
+	for (i = 0; i < 2 && k->looked_ns >= t->in_flight_ns[0] + IN_FLIGHT_NS; i++) {
+		done = t->in_flight[0];
+		wpt_vec_clear(&done);
+		t->in_flight[0] = t->in_flight[1];
+		t->in_flight_ns[0] = t->in_flight_ns[1];
+		t->in_flight[1] = done;
+	}
+	if (!k->in_flight)
+		return;
+	err = taken_spans(k, &taken);
+	if (!err)
+		err = wpt_spans_merge(&t->in_flight[1], &taken);
+	if (!err)
+		err = wpt_spans_merge(&t->in_flight[1], &k->fresh);
+	wpt_vec_free(&taken);
+	t->in_flight_ns[1] = wpt_now_ns();
+	/* Without memory to say which, or where rounds copied some: all. */
+	k->w->all |= err || k->stats.nr_rounds;
 }

@@ -407,11 +407,14 @@ static int take_paused(struct wpt_take *k, bool later)
 	if (err)
 		return err;
 	k->time_ns = realtime_ns();
+	k->looked_ns = wpt_now_ns();
 	if (later)
 		wpt_cow_settle(&k->cow);
 	err = wpt_tracker_look(t, WPT_LOOK_STOPPED | (k->soon ? WPT_LOOK_SOON : 0) | (still_runs(k) ? WPT_LOOK_RUNS : 0));
 	if (!err && k->w->all && !k->stats.nr_rounds)
 		err = wpt_tracker_all_unknown(t);
+	if (!err)
+		err = wpt_take_copy_again(k);
 	if (!err && later)
 		err = wpt_cow_plan(&k->cow, &k->copy);
 	k->copy.round = false;
@@ -439,9 +442,12 @@ static int take_fuzzy(struct wpt_take *k)
 	int err;
 
 	k->time_ns = realtime_ns();
+	k->looked_ns = wpt_now_ns();
 	err = wpt_tracker_look(k->w->t, 0);
 	if (!err && k->w->all)
 		err = wpt_tracker_all_unknown(k->w->t);
+	if (!err)
+		err = wpt_take_copy_again(k);
 	k->copy.check_torn = true;
 	k->copy.retries = k->o.retries ? k->o.retries : 3;
 	if (!err)
@@ -556,9 +562,10 @@ static void succeeded(struct wpt_take *k)
 	const struct wpt_maps *m = &w->t->maps;
 
 	wpt_tracker_forget_uncovered(w->t, w->all);
+	w->all = false;
+	wpt_take_copied(k);
 	k->stats.pages_dirty = wpt_ledger_commit(w->t->ledger);
 	wpt_vec_clear(&w->t->unknown);
-	w->all = false;
 	w->tip = k->identity;
 	memcpy(w->tip_digest, k->result.digest, sizeof(w->tip_digest));
 	w->has_tip = true;
@@ -642,6 +649,9 @@ static int take_pages(struct wpt_take *k)
 	err = wpt_tracker_inspect(k->w->t);
 	if (err)
 		return err;
+	err = wpt_take_ask_direct(k);
+	if (err)
+		return err;
 	wpt_huge_learn_all(k->w->t);
 	if (k->o.mode == WPT_MODE_FUZZY)
 		return take_fuzzy(k);
@@ -680,6 +690,8 @@ static int take_link(struct wpt_take *k)
 	k->copy.w = k->layer;
 	err = take_pages(k);
 	wpt_tracker_reap(k->w->t);
+	if (!err)
+		wpt_take_ask_again(k);
 	/* The next link looks at all of it: what that finds to copy should not fill its staging memory. */
 	if (!err)
 		k->stats.pages_collapsed = wpt_tracker_collapse(k->w->t, k->w->o.staging_bytes / 2);
@@ -714,7 +726,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 	k->w = w;
 	k->started = wpt_now_ns();
 	k->registers.elem_size = k->new_ranges.elem_size = k->new_notes.elem_size = 1;
-	k->compared.elem_size = sizeof(struct wpt_span);
+	k->compared.elem_size = k->fresh.elem_size = sizeof(struct wpt_span);
 	k->page_ns = DEFAULT_PAGE_NS;
 	k->stats.size = sizeof(k->stats);
 	err = take_options(k, options);
@@ -747,6 +759,7 @@ int wpt_writer_take(struct wpt_writer *w, const struct wpt_take_options *options
 		wpt_logf(&w->t->log, WPT_LOG_WARNING, "the target uses VFIO or RDMA: what devices write to memory is not seen");
 	wpt_copy_close(&k->copy);
 	wpt_vec_free(&k->compared);
+	wpt_vec_free(&k->fresh);
 	wpt_vec_free(&k->registers);
 	wpt_vec_free(&k->new_ranges);
 	wpt_vec_free(&k->new_notes);

@@ -59,6 +59,9 @@ struct wpt_take {
 	uint64_t least;                /* pages that a round found */
 	uint32_t nr_useless;           /* rounds in a row that found no fewer */
 	uint64_t useless_ns;
+	uint64_t looked_ns;            /* before the last look */
+	struct wpt_vec fresh;          /* struct wpt_span: what that left to compare, but for I/O that may be under way */
+	bool in_flight;                /* direct I/O may have been under way to what was protected */
 };
 
 /* Copies are staged from here on. */
@@ -66,6 +69,16 @@ void wpt_take_stage(struct wpt_take *k);
 
 /* Rounds until what is left is small, or more of them would not help; k->stats says which. */
 int wpt_take_rounds(struct wpt_take *k);
+
+/*
+ * Direct I/O of the target. ask: whether there is any; before the first look, and in a pause after rounds. copy_again: after the look that the link
+ * rests on, what direct I/O may have changed since it was copied is to be compared. ask_again: when all is copied and the target runs, whether some
+ * may be under way still. copied: the link is durable, before the ledger is told.
+ */
+int wpt_take_ask_direct(struct wpt_take *k);
+int wpt_take_copy_again(struct wpt_take *k);
+void wpt_take_ask_again(struct wpt_take *k);
+void wpt_take_copied(struct wpt_take *k);
 
 /* The link is lost: what rounds compared must be compared by the next. */
 void wpt_take_give_back(struct wpt_take *k);

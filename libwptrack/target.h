@@ -140,6 +140,12 @@ int wpt_target_writers(struct wpt_target *t, struct wpt_file_use *files, size_t 
 int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud);
 
 /*
+ * Whether the target has something open for direct I/O (O_DIRECT), which devices then read into its memory without a fault, after one; and whether
+ * it has an io_uring. What is true already is not looked for again. What a thread that can't be looked at has open counts as both.
+ */
+int wpt_target_direct(struct wpt_target *t, bool *direct, bool *ring);
+
+/*
  * Content changes by system call, from any process: an inotify watch on mapped files (for memfd truncation only). Closing one that
  * was open for writing counts as a change.
  * watch: adds the file (idempotent), returns a positive watch number or -errno; poll: reads all events and calls `changed` per

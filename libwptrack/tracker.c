@@ -25,6 +25,7 @@ static int tracker_alloc(struct wpt_tracker **out, const struct wpt_tracker_opti
 	t->backend = o->backend;
 	t->nr_scan_threads = o->nr_scan_threads;
 	t->files.elem_size = sizeof(struct wpt_file);
+	t->in_flight[0].elem_size = t->in_flight[1].elem_size = sizeof(struct wpt_span);
 	t->unknown.elem_size = t->uncovered.elem_size = t->unmapped.elem_size = sizeof(struct wpt_span);
 	t->pinned.elem_size = sizeof(struct wpt_piece);
 	t->how = (struct wpt_scan_how){ .pagemap = -1, .uffd = -1 };
@@ -219,6 +220,8 @@ void wpt_tracker_close(struct wpt_tracker *t)
 	wpt_ledger_close(t->ledger);
 	wpt_vec_free(&t->files);
 	wpt_vec_free(&t->unknown);
+	wpt_vec_free(&t->in_flight[0]);
+	wpt_vec_free(&t->in_flight[1]);
 	wpt_vec_free(&t->uncovered);
 	wpt_vec_free(&t->unmapped);
 	wpt_vec_free(&t->pinned);

@@ -113,6 +113,13 @@ struct wpt_tracker {
 	bool lost;                 /* what was protected could not be noted: nothing is known until a look succeeds */
 	bool untold;               /* the same of a scan: those that follow call all unknown, until one with REARM did so of everything; atomic */
 	bool pinned_loud;
+	bool direct, ring;         /* the target was seen to have something open for direct I/O, an io_uring */
+	/*
+	 * Direct I/O may be under way to these: struct wpt_span, ascending, apart. What was dirty or compared in a link, by its time; links
+	 * compare it until one that began long after. The first is done with before the second, which new ones are added to. See rounds.c.
+	 */
+	struct wpt_vec in_flight[2];
+	uint64_t in_flight_ns[2];
 };
 
 /*
@@ -145,6 +152,9 @@ void wpt_tracker_unshare(struct wpt_tracker *t);
 /* [start, end), or everything of the plan, must be compared by the next durable link. */
 int wpt_tracker_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end);
 int wpt_tracker_all_unknown(struct wpt_tracker *t);
+
+/* Both lists of spans are ascending and apart: `to` has those of `with`, too. -ENOMEM. */
+int wpt_spans_merge(struct wpt_vec *to, const struct wpt_vec *with);
 
 /*
  * What left the plan is forgotten by the look that finds so. What was staged of it before is said by the link all the same, and would then be

@@ -17,6 +17,48 @@ static size_t span_from(const struct wpt_vec *spans, uint64_t at)
 	return low;
 }
 
+/* At the end of the list, or to the last one of it. */
+static int span_append(struct wpt_vec *spans, const struct wpt_span *s)
+{
+	struct wpt_span *last = spans->count ? wpt_vec_at(spans, struct wpt_span, spans->count - 1) : NULL;
+
+	if (last && s->start <= last->end) {
+		last->end = WPT_MAX(last->end, s->end);
+		return 0;
+	}
+	last = wpt_vec_push(spans);
+	if (!last)
+		return -ENOMEM;
+	*last = *s;
+	return 0;
+}
+
+int wpt_spans_merge(struct wpt_vec *to, const struct wpt_vec *with)
+{
+	struct wpt_vec all = WPT_VEC(struct wpt_span);
+	const struct wpt_span *a, *b;
+	size_t i = 0, k = 0;
+	int err = 0;
+
+	if (!with->count)
+		return 0;
+	while ((i < to->count || k < with->count) && !err) {
+		a = i < to->count ? wpt_vec_at(to, struct wpt_span, i) : NULL;
+		b = k < with->count ? wpt_vec_at(with, struct wpt_span, k) : NULL;
+		if (a && (!b || a->start <= b->start)) {
+			err = span_append(&all, a);
+			i++;
+		} else {
+			err = span_append(&all, b);
+			k++;
+		}
+	}
+	wpt_vec_free(err ? &all : to);
+	if (!err)
+		*to = all;
+	return err;
+}
+
 int wpt_tracker_unknown(struct wpt_tracker *t, uint64_t start, uint64_t end)
 {
 	size_t i = span_from(&t->unknown, start), next = i;

@@ -505,6 +505,101 @@ int wpt_target_pinned(struct wpt_target *t, struct wpt_vec *pieces, bool *loud)
 	return rc < 0 ? rc : pin.busy;
 }
 
+/* ---- direct I/O ---- */
+
+struct direct {
+	int task, fd_dir, info_dir;
+	pid_t first; /* a thread that was looked at */
+	char *buf;
+	bool found, ring;
+};
+
+static uint64_t parse_octal(const char *p)
+{
+	uint64_t v = 0;
+
+	while (*p == '\t' || *p == ' ')
+		p++;
+	while (*p >= '0' && *p <= '7')
+		v = v << 3 | (uint64_t)(*p++ - '0');
+	return v;
+}
+
+/* Of files that are registered with a ring nothing more is told than how many there is room for. */
+static int look_direct(void *arg, uint64_t fd)
+{
+	struct direct *d = arg;
+	char path[64], link[64];
+	const char *p;
+	bool ring;
+	long n;
+
+	n = wpt_sys(SYS_readlinkat, d->fd_dir, wpt_proc_path(path, "", fd, ""), link, sizeof(link) - 1);
+	if (n == -ENOENT)
+		return 0; /* closed meanwhile */
+	link[WPT_MAX(n, 0)] = 0;
+	ring = starts_with(link, "anon_inode:[io_uring]");
+	d->ring |= ring;
+	/* Many, and not asked one by one: on a pipe the flag means something else, the others can't have it. */
+	if (d->found || (!ring && (starts_with(link, "socket:") || starts_with(link, "pipe:") || starts_with(link, "anon_inode:"))))
+		return d->found && d->ring;
+	n = wpt_proc_read(d->info_dir, path, d->buf, BUF_BYTES * 16);
+	if (n < 0)
+		return n == -ENOENT ? 0 : (int)n;
+	p = strstr(d->buf, ring ? "UserFiles:" : "flags:");
+	d->found = !p || (ring ? parse_octal(p + strlen("UserFiles:")) != 0 : (parse_octal(p + strlen("flags:")) & O_DIRECT) != 0);
+	return d->found && d->ring;
+}
+
+static int look_direct_thread(void *arg, uint64_t tid)
+{
+	struct direct *d = arg;
+	char path[64];
+	int rc;
+
+	if (d->first && wpt_sys(SYS_kcmp, d->first, (long)tid, WPT_KCMP_FILES, 0, 0) == 0)
+		return 0;
+	d->fd_dir = (int)wpt_sys(SYS_openat, d->task, wpt_proc_path(path, "", tid, "/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	d->info_dir = (int)wpt_sys(SYS_openat, d->task, wpt_proc_path(path, "", tid, "/fdinfo"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (d->fd_dir < 0 || d->info_dir < 0)
+		rc = WPT_MIN(d->fd_dir, d->info_dir);
+	else
+		rc = wpt_proc_numbers(d->fd_dir, look_direct, d);
+	wpt_fd_close(&d->fd_dir);
+	wpt_fd_close(&d->info_dir);
+	if (is_failure(rc) || rc > 0)
+		return rc;
+	if (wpt_proc_is_exiting(d->task, tid))
+		return 0;
+	if (is_denied(rc))
+		d->found = d->ring = true;
+	else if (!rc)
+		d->first = (pid_t)tid;
+	return 0;
+}
+
+int wpt_target_direct(struct wpt_target *t, bool *direct, bool *ring)
+{
+	struct direct d = { .fd_dir = -1, .info_dir = -1, .found = *direct, .ring = *ring };
+	int rc = wpt_target_check(t);
+
+	if (rc || (*direct && *ring))
+		return rc;
+	d.buf = wpt_vm_alloc(BUF_BYTES * 16);
+	if (!d.buf)
+		return -ENOMEM;
+	rc = d.task = (int)wpt_sys(SYS_openat, t->proc, "task", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (rc >= 0)
+		rc = wpt_proc_numbers(d.task, look_direct_thread, &d);
+	wpt_fd_close(&d.task);
+	wpt_vm_free(d.buf, BUF_BYTES * 16);
+	*direct = d.found;
+	*ring = d.ring;
+	if (rc == -ENOENT || rc == -ESRCH)
+		return -WPT_E_GONE;
+	return WPT_MIN(rc, 0);
+}
+
 /* ---- system calls on files ---- */
 
 /*

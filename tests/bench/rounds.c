@@ -163,7 +163,7 @@ static void sink_stop(struct sink *s)
 
 struct figures {
 	struct bench_series forked, pause, rounds, paused, dirty, stored, total, rate;
-	unsigned int ends[WPT_ROUNDS_STAGING + 1];
+	unsigned int ends[WPT_ROUNDS_DIRECT + 1];
 };
 
 static void figures_init(struct figures *f, unsigned int threads, uint64_t sink)
@@ -199,7 +199,7 @@ static void take(struct bench_target *t, struct wpt_writer *w, struct figures *f
 	bench_series_add(&f->pause, (double)stats.pause_ns / 1e6);
 	bench_series_add(&f->rounds, stats.nr_rounds);
 	bench_series_add(&f->paused, (double)stats.pages_paused);
-	if (stats.rounds_end <= WPT_ROUNDS_STAGING)
+	if (stats.rounds_end <= WPT_ROUNDS_DIRECT)
 		f->ends[stats.rounds_end]++;
 	bench_series_add(&f->dirty, (double)(stats.pages_dirty * BENCH_PAGE) / (double)BENCH_MIB);
 	bench_series_add(&f->stored, (double)stats.bytes_stored / (double)BENCH_MIB);

@@ -140,6 +140,21 @@ plant 'a page that was punched while it was read is taken for clean' bypass.c \
 plant 'bypass: what inotify says of holes on a tmpfs is not believed' bypass.c \
 	's/file->silent = file->tmpfs && is_silent\(&st\);/file->silent = file->tmpfs || is_silent(&st);/' \
 	bypass_test 'unmapped_pages_of*' 'FAILED'
+plant 'rounds of a target with direct I/O' rounds.c \
+	's/\tif \(t->direct\) \{/\tif (0) {/' \
+	direct_test 'rounds_while*' 'WRONG PAGE'
+plant 'rounds are relied on though direct I/O began meanwhile' rounds.c \
+	's/int err = doubt_rounds\(k\);/int err = 0;/' \
+	direct_test 'opened*' 'opened_while_there_are_rounds'
+plant 'only the descriptors of one thread are looked at' writers.c \
+	's/d->first && wpt_sys\(SYS_kcmp, [^;]*?== 0\)/d->first)/' \
+	direct_test 'opened*' 'opened_by_a_thread'
+plant 'fuzzy: direct I/O that is under way is over' rounds.c \
+	's/k->in_flight = .*?;/k->in_flight = false;/' \
+	direct_test 'fuzzy*' 'WRONG PAGE'
+plant 'asynchronous direct I/O is over in a pause' rounds.c \
+	's/"\/\[aio\]"/"[none]"/' \
+	direct_test 'pauses*' 'WRONG PAGE'
 plant 'sync: a private page that was given back while it was copied is taken for clean' copy.c \
 	's/err = note_read\(c, at, stop\);/err = 0;/' \
 	bypass_test '' 'private_pages_that_are_given_back'

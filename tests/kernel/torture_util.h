@@ -234,7 +234,7 @@ static inline void *fix_anon(size_t len)
 }
 
 /* Different in every page. */
-static void fix_fill(void *at, size_t len, unsigned salt)
+static inline void fix_fill(void *at, size_t len, unsigned salt)
 {
 	uint32_t *p = at;
 

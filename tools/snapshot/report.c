@@ -282,6 +282,8 @@ const char *rounds_end_name(uint32_t rounds_end)
 		return "limit";
 	case WPT_ROUNDS_STAGING:
 		return "staging";
+	case WPT_ROUNDS_DIRECT:
+		return "direct-io";
 	}
 	return "unknown";
 }
