@@ -719,7 +719,7 @@ static void io_uring_fixed_buffers(void **state)
 	if (!ring_open(&r))
 		skip();
 	char *m = fix_anon(BYTES), path[100];
-	int fd = new_file("/var/tmp", path);
+	int fd = new_file("/var/tmp", path), direct;
 	struct { void *base; size_t len; } iov = { m + 16 * TP, 32 * TP };
 	unsigned failed = 0;
 	struct rlimit limit;
@@ -735,6 +735,11 @@ static void io_uring_fixed_buffers(void **state)
 		ring_read_fixed(&r, fd, m + (16 + i * 5) * TP, TP);
 		fix_take_and_check(&f);
 	}
+	/* Once direct I/O was seen it is not looked for any more, which would be the first to lack a descriptor below. */
+	direct = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+	fix_take_and_check(&f);
+	if (direct >= 0)
+		close(direct);
 	/* Buffers that are given up before a link that fails, wherever it does: the one after that has what was read into them. */
 	for (rlim_t i = 3; failed < 3 || i < 64; i++) {
 		int r2;

@@ -104,9 +104,6 @@ plant 'what a scan that failed protected is not doubted' look.c \
 plant 'a file is read that was copied up since it was mapped' bypass.c \
 	's/file->stacked = [^;]*;/file->stacked = false;/' \
 	bypass_test '' 'copied_up'
-plant 'buffers that were pinned are forgotten by a look that fails' bypass.c \
-	's/wpt_vec_free\(err \? &pieces : &t->pinned\);\n\tif \(!err\)/wpt_vec_free(&t->pinned);/' \
-	bypass_test '' 'io_uring_fixed_buffers'
 plant 'a page that a write fault without its write made private is not noted' collect.c \
 	's/err = forget \? note_present\(/err = 0 \&\& forget ? note_present(/' \
 	private_test 'write_faults*' 'write_faults_that_are_not_repeated'
