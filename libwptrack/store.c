@@ -117,6 +117,7 @@ static int write_all(struct file_sink *f, const void *data, size_t len)
 	struct quiet q;
 	int n = 0;
 
+	f->sink.begun = true;
 	quiet_begin(&q);
 	while (len) {
 		n = write_some(f, p, WPT_MIN(len, (size_t)1 << 30));
@@ -161,7 +162,6 @@ static int file_write(struct wpt_sink *s, const void *data, size_t len)
 
 	if (rc)
 		return rc;
-	s->begun = true;
 	f->error = f->hold ? hold_back(f, data, len) : write_all(f, data, len);
 	return f->error;
 }

@@ -721,7 +721,7 @@ static void descriptor_that_takes_nothing(void **state)
 		skip();
 	char *m = fix_anon(BYTES), *data;
 	int full = open("/dev/full", O_WRONLY | O_CLOEXEC), p[2], out = memfd_create("out", MFD_CLOEXEC);
-	struct wpt_take_options no = { .size = sizeof(no), .paused = say_no, .max_rounds = WPT_NO_ROUNDS };
+	struct wpt_take_options no = { .size = sizeof(no), .quiesce = say_no, .max_rounds = WPT_NO_ROUNDS };
 	struct wpt_chain *c;
 	struct stat st;
 	struct fix f;
