@@ -9,7 +9,7 @@ setup()
 {
 	qemu_setup
 	need_tracking
-	command -v qemu-img >/dev/null && command -v qemu-io >/dev/null || skip "needs qemu-img and qemu-io"
+	QEMU_IMG=$(command -v qemu-img) && command -v qemu-io >/dev/null || skip "needs qemu-img and qemu-io"
 	EXTRA=(-device "virtio-blk-pci,drive=disk")
 }
 teardown() { qemu_teardown; }
@@ -19,6 +19,31 @@ qcow2_disk()
 {
 	qemu-img create -q -f qcow2 disk.qcow2 1M
 	EXTRA+=(-drive "file=disk.qcow2,format=qcow2,if=none,id=disk")
+}
+
+# And `other`, which is other.qcow2.
+other_disk()
+{
+	qemu-img create -q -f qcow2 other.qcow2 1M
+	EXTRA+=(-drive "file=other.qcow2,format=qcow2,if=none,id=other" -device "virtio-blk-pci,drive=other")
+}
+
+# The guest `orig` with what disks there are, each full of its number: disk 1, other 2
+guest_with_disks()
+{
+	vm_grown orig 5
+	note_settings orig
+	fill orig 1
+	[ ! -e other.qcow2 ] || fill orig 2 other
+}
+
+# `small` is a file system of 2 MiB.
+small_folder()
+{
+	need_root
+	mkdir small
+	mount -t tmpfs -o size=2M tmpfs small || skip "cannot mount a tmpfs"
+	MOUNTED=$T/small
 }
 
 # fill VM PATTERN [DISK]: into the first pages of the disk of a VM that is there
@@ -58,9 +83,7 @@ nr_snapshots()
 	local before
 
 	qcow2_disk
-	vm_grown orig 5
-	note_settings orig
-	fill orig 1
+	guest_with_disks
 	qemu_watch --with-disks --every 1h
 	links 0
 	nr_snapshots 1
@@ -94,14 +117,9 @@ nr_snapshots()
 }
 
 @test "a link that fails leaves no snapshot of a disk behind" {
-	need_root
-	mkdir small
-	mount -t tmpfs -o size=2M tmpfs small || skip "cannot mount a tmpfs"
-	MOUNTED=$T/small
+	small_folder
 	qcow2_disk
-	vm_grown orig 5
-	note_settings orig
-	fill orig 1
+	guest_with_disks
 	try "$WPSNAP" qemu save orig/qmp.sock -o small/s.wps --with-disks
 	exits 1
 	says 'No space left'
@@ -115,14 +133,9 @@ nr_snapshots()
 }
 
 @test "a paused guest's disks: once, since QEMU has closed them after that" {
-	need_root
-	mkdir small
-	mount -t tmpfs -o size=2M tmpfs small || skip "cannot mount a tmpfs"
-	MOUNTED=$T/small
+	small_folder
 	qcow2_disk
-	vm_grown orig 5
-	note_settings orig
-	fill orig 1
+	guest_with_disks
 	vm_qmp orig stop
 	try "$WPSNAP" qemu save orig/qmp.sock -o s.wps --with-disks
 	exits 0
@@ -160,14 +173,10 @@ nr_snapshots()
 
 @test "two disks are of one instant; one that is raw is refused; a read-only one is left out" {
 	qcow2_disk
-	qemu-img create -q -f qcow2 other.qcow2 1M
+	other_disk
 	truncate -s 1M cd.raw
-	EXTRA+=(-drive "file=other.qcow2,format=qcow2,if=none,id=other" -device "virtio-blk-pci,drive=other"
-		-drive "file=cd.raw,format=raw,if=none,id=cd,readonly=on" -device "virtio-blk-pci,drive=cd")
-	vm_grown orig 5
-	note_settings orig
-	fill orig 1
-	fill orig 2 other
+	EXTRA+=(-drive "file=cd.raw,format=raw,if=none,id=cd,readonly=on" -device "virtio-blk-pci,drive=cd")
+	guest_with_disks
 	try "$WPSNAP" qemu save orig/qmp.sock -o s.wps --with-disks
 	exits 0
 	only_notes err
@@ -211,9 +220,7 @@ nr_snapshots()
 
 @test "a machine that does not fit, or a chain without disks: no disk is touched" {
 	qcow2_disk
-	vm_grown orig 5
-	note_settings orig
-	fill orig 1
+	guest_with_disks
 	"$WPSNAP" qemu save -q orig/qmp.sock -o without.wps
 	"$WPSNAP" qemu save -q orig/qmp.sock -o s.wps --with-disks
 	fill orig 2
@@ -244,4 +251,232 @@ nr_snapshots()
 	vm_says copy 20
 	vm_kill copy
 	holds 2
+}
+
+# ---- all disks, or none ----
+
+# A link s.wps of a guest with two disks, on which is something else now: 3 and 4. `disk.raw` and `other.raw` hold that, by qemu-img convert.
+two_disks_saved()
+{
+	qcow2_disk
+	other_disk
+	guest_with_disks
+	"$WPSNAP" qemu save -q orig/qmp.sock -o s.wps --with-disks --cmdline
+	LINK=$(snapshots)
+	BOTH=("${EXTRA[@]}")
+	fill orig 3
+	fill orig 4 other
+	unharmed orig
+	vm_kill orig
+	qemu-img convert -O raw disk.qcow2 disk.raw
+	qemu-img convert -O raw other.qcow2 other.raw
+}
+
+# fails_to_restore TEXT: a restore of s.wps fails and says so, and no QEMU is left.
+fails_to_restore()
+{
+	rm -rf copy
+	vm_args copy
+	try "$WPSNAP" qemu restore "s.wps" --with-disks -- qemu-system-x86_64 "${ARGS[@]}"
+	exits 1
+	says "$1"
+	messages_are_ours
+	! vm_pid copy || { echo "a QEMU was left behind"; return 1; }
+}
+
+# restore_refuses TEXT: and both disks are as they were, with no more snapshots than before.
+restore_refuses()
+{
+	fails_to_restore "$1"
+	disks_as_before
+}
+
+disks_as_before()
+{
+	local disk
+
+	for disk in disk other; do
+		rm -f now.raw
+		qemu-img convert -O raw $disk.qcow2 now.raw
+		cmp now.raw $disk.raw || return 1
+		qemu-img check -q $disk.qcow2
+	done
+	[ "$(snapshots)" = "$LINK" ]
+	lacks wpsnap-before <(snapshots other.qcow2)
+}
+
+# The Nth call of qemu-img with this word fails: qemu_img_fails WORD N [done]; with `done` after it has done what it was to.
+qemu_img_fails()
+{
+	mkdir -p bin
+	rm -f bin/calls
+	cat >bin/qemu-img <<-END
+		#!/bin/bash
+		if [[ " \$* " = *" $1 "* ]]; then
+			echo "\$*" >>$T/bin/calls
+			if [ "\$(wc -l <$T/bin/calls)" -ge $2 ]; then
+				[ -z "${3:-}" ] || $QEMU_IMG "\$@"
+				echo 'qemu-img: no luck' >&2
+				exit 1
+			fi
+		fi
+		exec $QEMU_IMG "\$@"
+	END
+	chmod +x bin/qemu-img
+}
+
+@test "restore: a disk that is not fit, and none is touched" {
+	two_disks_saved
+	sha256sum disk.qcow2 >sum
+	qemu-img snapshot -d "$LINK" other.qcow2
+	restore_refuses "$T/other.qcow2 has no snapshot '$LINK'"
+	sha256sum -c --quiet sum
+	# Of that name, and of another
+	qemu-img snapshot -c "${LINK}0" other.qcow2
+	restore_refuses "has no snapshot '$LINK'"
+	qemu-img snapshot -c "$LINK" other.qcow2
+	qemu-io -f qcow2 -c 'write -P 4 0 64k' other.qcow2 >/dev/null
+	# Not there
+	mv other.qcow2 elsewhere.qcow2
+	fails_to_restore "$T/other.qcow2 can't be written to: No such file"
+	sha256sum -c --quiet sum
+	# Another format
+	qemu-img convert -O raw elsewhere.qcow2 other.qcow2
+	try "$WPSNAP" qemu restore s.wps --with-disks -- qemu-system-x86_64 "${ARGS[@]}"
+	exits 1
+	says 'is raw now'
+	mv elsewhere.qcow2 other.qcow2
+	sha256sum -c --quiet sum
+	# Without qemu-img
+	mkdir nothing
+	vm_args copy
+	try env PATH="$T/nothing" "$WPSNAP" qemu restore s.wps --with-disks -- "$(command -v qemu-system-x86_64)" "${ARGS[@]}"
+	exits 1
+	says 'cannot execute qemu-img'
+	messages_are_ours
+	sha256sum -c --quiet sum
+	# And all is well with what was restored by hand.
+	vm_restore copy s.wps --with-disks
+	vm_says copy 20
+	vm_kill copy
+	holds 1
+}
+
+@test "restore: a disk that can't be written to, and none is touched" {
+	need_root
+	two_disks_saved
+	mkdir disks
+	mount --bind disks disks || skip "cannot mount a tmpfs"
+	MOUNTED=$T/disks
+	mv other.qcow2 disks/
+	ln -s disks/other.qcow2 other.qcow2
+	mount -o remount,bind,ro disks
+	sha256sum disk.qcow2 >sum
+	restore_refuses "$T/other.qcow2 can't be written to: Read-only file system"
+	sha256sum -c --quiet sum
+	mount -o remount,bind,rw disks
+	vm_restore copy s.wps --with-disks
+	vm_says copy 20
+	vm_kill copy
+	holds 1
+	holds 2 other.qcow2
+}
+
+@test "restore: disks that another QEMU has open are not touched, nor is that disturbed" {
+	two_disks_saved
+	sha256sum disk.qcow2 >sum
+	# Only the second is open
+	EXTRA=(-drive "file=other.qcow2,format=qcow2,if=none,id=other" -device "virtio-blk-pci,drive=other")
+	rm -rf orig
+	vm_grown orig 5
+	note_settings orig
+	fill orig 4 other
+	EXTRA=("${BOTH[@]}")
+	fails_to_restore "$T/other.qcow2 is in use"
+	sha256sum -c --quiet sum
+	unharmed orig
+	vm_kill orig
+	disks_as_before
+	# Open without being written to: what was made of the first is taken back.
+	EXTRA=(-drive "file=other.qcow2,format=qcow2,if=none,id=other,readonly=on" -device "virtio-blk-pci,drive=other")
+	rm -rf orig
+	vm_grown orig 5
+	note_settings orig
+	EXTRA=("${BOTH[@]}")
+	fails_to_restore "$T/other.qcow2"
+	unharmed orig
+	vm_kill orig
+	disks_as_before
+}
+
+@test "restore: qemu-img fails midway, and the disks are as they were" {
+	local before
+
+	two_disks_saved
+	PATH=$T/bin:$PATH
+	# The second snapshot of what is on them
+	qemu_img_fails -c 2
+	restore_refuses "what is on the disk $T/other.qcow2 can't be kept as a snapshot: no luck"
+	[ "$(wc -l <bin/calls)" = 2 ]
+	# The second that is put back; and the same when it was, though it says that it was not
+	for before in '' done; do
+		qemu_img_fails "-a $LINK" 2 $before
+		restore_refuses "the disk $T/other.qcow2 can't be put back to its snapshot '$LINK': no luck"
+		says "the disk $T/disk.qcow2 is again as it was before"
+		[ "$(wc -l <bin/calls)" = 2 ]
+	done
+	# It can't be undone, either: what was on the disk is not lost, and it is said where it is.
+	qemu_img_fails -a 2
+	fails_to_restore "put back to its snapshot '$LINK': no luck"
+	before=$(grep -oE 'wpsnap-before-[0-9.]+[0-9]' err | sort -u)
+	says "the disk $T/disk.qcow2 could not be put back to what was on it before, which is its snapshot '$before'"
+	rm bin/qemu-img
+	hash -r
+	qemu-img snapshot -a "$before" disk.qcow2
+	holds 3
+}
+
+@test "restore: what fails when the disks are back puts them where they were" {
+	local pid
+
+	two_disks_saved
+	# Another process has the file of the memory, which is seen when QEMU is started for good.
+	qemu-system-x86_64 -machine none -nodefaults -display none -S -qmp unix:user.sock,server=on,wait=off \
+		-object "memory-backend-file,id=x,size=${SIZE}M,mem-path=$RAMS/copy.ram,share=on" 3>&- >user.log 2>&1 </dev/null &
+	pid=$!
+	PIDS+=($pid)
+	disown $pid
+	"$HELPERS/qmp" user.sock query-status
+	restore_refuses "process $pid has the file of the memory 'ram' mapped"
+	says "the disk $T/disk.qcow2 is again as it was before"
+	says "the disk $T/other.qcow2 is again as it was before"
+	kill -KILL $pid
+	gone $pid
+	vm_restore copy s.wps --with-disks
+	vm_says copy 20
+	vm_kill copy
+	holds 1
+	holds 2 other.qcow2
+}
+
+@test "restore: disks named from QEMU's folder, by its own command from another folder" {
+	# The second has a name in JSON, in which the file is named as it was given.
+	qcow2_disk
+	qemu-img create -q -f qcow2 other.qcow2 1M
+	EXTRA+=(-drive "driver=qcow2,file.driver=raw,file.offset=0,file.file.driver=file,file.file.filename=other.qcow2,if=none,id=other"
+		-device "virtio-blk-pci,drive=other")
+	guest_with_disks
+	"$WPSNAP" qemu save -q orig/qmp.sock -o s.wps --with-disks --cmdline
+	fill orig 3
+	fill orig 4 other
+	unharmed orig
+	vm_kill orig
+	mkdir away
+	cd away
+	vm_restore_with orig ../s.wps --with-disks
+	cd ..
+	vm_runs_on orig
+	vm_kill orig
+	holds 1
+	holds 2 other.qcow2
 }

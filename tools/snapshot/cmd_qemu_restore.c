@@ -53,6 +53,7 @@ struct restore {
 	struct qmp q;
 	pid_t pid;
 	int pidfd;
+	struct vm_images *images;  /* with --with-disks */
 	struct events e;
 	sigset_t mask;             /* as it was */
 };
@@ -673,53 +674,6 @@ static int send_state(struct restore *r)
 
 /* ---- its disks ---- */
 
-static int run_qemu_img(struct restore *r, const char *option, const char *snapshot, const char *file)
-{
-	const char *argv[] = { "qemu-img", "snapshot", option, snapshot, "--", file, NULL };
-	int status;
-	pid_t pid;
-
-	pid = fork();
-	if (pid == 0) {
-		dup2(STDERR_FILENO, STDOUT_FILENO);
-		execvp(argv[0], (char **)argv);
-		complain("%s: cannot execute qemu-img: %s", r->o->cmd->name, strerror(errno));
-		_exit(127);
-	}
-	if (pid < 0)
-		return report(-errno, NULL, "%s: cannot start qemu-img", r->o->cmd->name);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
-	return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? EXIT_OK : EXIT_FAILED;
-}
-
-/* What is on it now is not lost: it is a snapshot of its own. */
-static int revert_disk(struct restore *r, const char *disk)
-{
-	const char *device = strchr(disk, ' ') + 1, *file = strchr(device, ' ') + 1;
-	char name[64], before[96];
-	struct timespec now;
-
-	snprintf(name, sizeof(name), "%.*s", (int)(device - 1 - disk), disk);
-	clock_gettime(CLOCK_REALTIME, &now);
-	snprintf(before, sizeof(before), "wpsnap-before-%lld.%09ld", (long long)now.tv_sec, now.tv_nsec);
-	if (run_qemu_img(r, "-c", before, file) || run_qemu_img(r, "-a", name, file))
-		return refuse(r, "the disk %s can't be put back to its snapshot '%s'", file, name);
-	if (!r->o->quiet)
-		complain("%s: the disk %s is as it was at '%s'; what was on it is its snapshot '%s'", r->o->cmd->name, file, name, before);
-	return EXIT_OK;
-}
-
-static int revert_disks(struct restore *r)
-{
-	size_t i;
-	int code = EXIT_OK;
-
-	for (i = 0; i < r->saved.nr_disks && !code; i++)
-		code = revert_disk(r, r->saved.disks[i]);
-	return code;
-}
-
 static int check_disks(struct restore *r)
 {
 	const char *disk, *device;
@@ -733,7 +687,9 @@ static int check_disks(struct restore *r)
 		complain("%s: the guest destroys what is on its disk %s unless that is as it was: --with-disks, or qemu-img snapshot -a %.*s",
 			 r->o->cmd->name, strchr(device, ' ') + 1, (int)(device - 1 - disk), disk);
 	}
-	return EXIT_OK;
+	if (!r->o->with_disks)
+		return EXIT_OK;
+	return vm_images_open(&r->images, r->o, r->saved.disks, r->saved.nr_disks, r->saved.cwd);
 }
 
 /* ---- all of it ---- */
@@ -781,7 +737,7 @@ static int restore(struct restore *r)
 	if (!code && r->o->with_disks) {
 		code = try_machine(r);
 		if (!code)
-			code = revert_disks(r);
+			code = vm_images_revert(r->images);
 	}
 	if (!code)
 		code = start_machine(r);
@@ -815,6 +771,7 @@ static int wait_for_qemu(struct restore *r)
 static void restore_close(struct restore *r)
 {
 	end_qemu(r);
+	vm_images_close(r->images);
 	events_close(&r->e);
 	wpt_chain_close(r->c);
 	vm_free_blocks(&r->saved.blocks);
@@ -831,8 +788,12 @@ int cmd_qemu_restore(const struct opts *o)
 	int code;
 
 	code = restore(&r);
-	if (!code)
+	if (code) {
+		end_qemu(&r);
+		vm_images_undo(r.images);
+	} else {
 		code = wait_for_qemu(&r);
+	}
 	restore_close(&r);
 	return code;
 }

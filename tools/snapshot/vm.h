@@ -69,6 +69,7 @@ struct vm_disks {
 };
 
 struct guard;
+struct vm_images;
 
 struct vm {
 	const struct opts *o;
@@ -130,6 +131,16 @@ int vm_check_disks(struct vm *vm, const struct vm_disks *d);
 int vm_take_disks(struct vm *vm);
 void vm_drop_disks(struct vm *vm);
 void vm_tag_disks(const struct vm *vm, FILE *f);
+
+/* ---- vm_restore_disks.c: these print what goes wrong and return an exit code ---- */
+
+/* The images of `disks`, each "SNAPSHOT DEVICE FILE" as a link's tags have it, if all of them are fit to be put back; nothing is changed yet. */
+int vm_images_open(struct vm_images **out, const struct opts *o, const char *const *disks, size_t nr, const char *cwd);
+/* After a failure, and after that of anything later, vm_images_undo() is to be called. */
+int vm_images_revert(struct vm_images *im);
+/* All as they were before vm_images_revert(), however far that came; no QEMU may have them open. Accepts NULL. */
+void vm_images_undo(struct vm_images *im);
+void vm_images_close(struct vm_images *im);
 
 /* ---- vm_guard.c: a process that outlives wpsnap and lets the guest go on ---- */
 

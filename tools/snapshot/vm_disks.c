@@ -27,14 +27,14 @@ void vm_free_disks(struct vm_disks *d)
 	memset(d, 0, sizeof(*d));
 }
 
-/* QEMU names its files as it was told to, from the folder that it was started in. */
+/* QEMU names its files as it was told to, from the folder that it was started in; "json:..." or "nbd://..." is no file's name. */
 static char *absolute(pid_t pid, const char *file)
 {
 	char path[64], dir[4096], *out;
 	ssize_t n;
 
 	snprintf(path, sizeof(path), "/proc/%d/cwd", (int)pid);
-	n = *file == '/' || strncmp(file, "json:", 5) == 0 ? 0 : readlink(path, dir, sizeof(dir) - 1);
+	n = *file == '/' || file[strcspn(file, "/:")] == ':' ? 0 : readlink(path, dir, sizeof(dir) - 1);
 	if (n <= 0)
 		return strdup(file);
 	dir[n] = 0;
