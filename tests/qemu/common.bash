@@ -8,17 +8,23 @@ HELPERS=${WPT_HELPERS:-$(dirname "$WPSNAP")/tests/qemu}
 # The guest's structure: 8 MiB, all of which is written in about 60 ticks, and from then on written anew.
 GUEST_WORDS='pages=2048 per_tick=32 tick_ms=50'
 
-# Once per file. The kernel is unpacked, which takes an emulated machine longer than all the rest of its start.
+# guest_build [MODULE]...: once per file. The kernel is unpacked, which takes an emulated machine longer than all the rest of its start. The guest
+# loads these modules, in this order; then there is no guest to go on from (guest_grow).
 guest_build()
 {
-	local kernel=${WPT_GUEST_KERNEL:-} offset
+	local kernel=${WPT_GUEST_KERNEL:-} offset module i
 
 	guest_missing
 	[ -z "$GUEST_MISSING" ] || return 0
 	export GUEST=$BATS_FILE_TMPDIR/guest
 	mkdir -p "$GUEST/root"
 	cp "$HELPERS/guest" "$GUEST/root/init"
-	(cd "$GUEST/root" && echo init | cpio -o -H newc --quiet) >"$GUEST/initramfs"
+	for ((i = 0; i < $#; i++)); do
+		module=$(find "$(dirname "$kernel")/lib/modules" -name "${*:i + 1:1}.ko" 2>/dev/null | head -1)
+		[ -n "$module" ] || { GUEST_MISSING="needs the module ${*:i + 1:1} of the guest's kernel"; return 0; }
+		cp "$module" "$GUEST/root/$i.ko"
+	done
+	(cd "$GUEST/root" && printf '%s\n' * | cpio -o -H newc --quiet) >"$GUEST/initramfs"
 	offset=$(LC_ALL=C grep -aobUP -m1 '\xfd7zXZ\x00' "$kernel" | head -1 | cut -d: -f1)
 	if [ -n "$offset" ] && command -v xz >/dev/null; then
 		tail -c "+$((offset + 1))" "$kernel" | xz -dc >"$GUEST/kernel" 2>/dev/null || :
@@ -26,7 +32,7 @@ guest_build()
 	if [ "$(head -c 4 "$GUEST/kernel" 2>/dev/null)" != $'\177ELF' ]; then
 		cp "$kernel" "$GUEST/kernel"
 	fi
-	guest_grow
+	[ $# -gt 0 ] || guest_grow
 }
 
 # One guest that has counted to 3, for all tests of the file to go on from: to start one takes seconds.

@@ -9,19 +9,30 @@
  *   per_tick=N  pages written at each tick
  *   tick_ms=N   milliseconds between ticks
  *   start=N     pages written before the first tick (0)
+ *   blocks=N    blocks of 4 KiB on /dev/vda, as `guest --disk N` prints them (0). For each byte that comes to /dev/ttyS1 64 of them are read, by
+ *               direct I/O, so that nobody but the device writes them to the guest's memory, and the number of all that were read is said there.
+ *               What was read stays in memory and is looked at in each tick.
+ * Modules /0.ko, /1.ko and so on are loaded first.
  */
+#define _GNU_SOURCE
+#include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 #define WORDS 512u
 #define ALL_EVERY 16u
+#define SLOTS 256u
+#define READS_AT_ONCE 64u
 
 /* So that a test finds the pages in the guest's memory: each begins with it. */
 static const uint64_t magic = 0x3174736575677077u; /* "wpguest1" */
@@ -35,6 +46,11 @@ static struct page *pages;
 static uint32_t *written;
 static uint64_t *sum;
 static uint64_t nr_pages, per_tick, start, count;
+
+/* What was read from the disk: read number `nr` went to slot nr % SLOTS, which nobody but the device has written to. */
+static struct page *slots;
+static uint64_t nr_blocks, nr_reads;
+static int disk, asked;
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static void say(const char *format, ...)
@@ -134,12 +150,119 @@ static void check_all(uint64_t total)
 		wrong("number of writes", writes);
 }
 
+/* ---- the disk ---- */
+
+static uint64_t block_of(uint64_t nr)
+{
+	return mix(nr + 1) % nr_blocks;
+}
+
+static void block_make(struct page *p, uint64_t block)
+{
+	uint64_t x = mix(~block);
+
+	for (unsigned int w = 0; w < WORDS; w++)
+		p->word[w] = x = x * 0x5851f42d4c957f2du + w + 1;
+}
+
+static void slot_check(uint64_t slot)
+{
+	static struct page want;
+
+	memset(&want, 0, sizeof(want));
+	if (slot < nr_reads)
+		block_make(&want, block_of((nr_reads - 1 - slot) / SLOTS * SLOTS + slot));
+	if (memcmp(&want, slots + slot, sizeof(want)))
+		wrong("block read from the disk, slot", slot);
+}
+
+static void read_blocks(void)
+{
+	for (unsigned int i = 0; i < READS_AT_ONCE; i++, nr_reads++) {
+		struct page *to = slots + nr_reads % SLOTS;
+
+		if (pread(disk, to, sizeof(*to), (off_t)(block_of(nr_reads) * sizeof(*to))) != sizeof(*to))
+			wrong("read of the disk", nr_reads);
+	}
+}
+
+static void look_at_disk(void)
+{
+	char c, text[32];
+
+	while (read(asked, &c, 1) == 1) {
+		read_blocks();
+		snprintf(text, sizeof(text), "%llu\n", (unsigned long long)nr_reads);
+		if (write(asked, text, strlen(text)) < 0)
+			wrong("answer", nr_reads);
+	}
+	for (unsigned int i = 0; i < SLOTS; i++)
+		slot_check(i);
+}
+
+static void load_modules(void)
+{
+	char path[32];
+	int fd;
+
+	for (unsigned int i = 0;; i++) {
+		snprintf(path, sizeof(path), "/%u.ko", i);
+		fd = open(path, O_RDONLY);
+		if (fd < 0)
+			return;
+		if (syscall(SYS_finit_module, fd, "", 0))
+			wrong("module", i);
+		close(fd);
+	}
+}
+
+/* What is written is what comes out, byte for byte. */
+static void make_raw(int fd)
+{
+	struct termios t;
+
+	if (!tcgetattr(fd, &t)) {
+		cfmakeraw(&t);
+		tcsetattr(fd, TCSANOW, &t);
+	}
+}
+
+/* The device is found some time after its driver was loaded. */
+static void open_disk(void)
+{
+	const struct timespec moment = { .tv_nsec = 10000000 };
+
+	mkdir("/dev", 0755);
+	if (mount("dev", "/dev", "devtmpfs", 0, NULL))
+		wrong("devtmpfs", 0);
+	while ((disk = open("/dev/vda", O_RDONLY | O_DIRECT)) < 0)
+		nanosleep(&moment, NULL);
+	asked = open("/dev/ttyS1", O_RDWR | O_NOCTTY | O_NONBLOCK);
+	if (asked < 0)
+		wrong("ttyS1", 0);
+	make_raw(asked);
+}
+
+static int print_disk(uint64_t blocks)
+{
+	struct page p;
+
+	for (uint64_t i = 0; i < blocks; i++) {
+		block_make(&p, i);
+		if (fwrite(&p, sizeof(p), 1, stdout) != 1)
+			return 1;
+	}
+	return fflush(stdout) != 0;
+}
+
 static void tick(void)
 {
 	uint64_t total;
 
 	count++;
 	write_pages(per_tick);
+	if (nr_blocks)
+		look_at_disk();
 	total = start + count * per_tick;
 	if (*sum != total)
 		wrong("sum", *sum);
@@ -167,16 +290,13 @@ static uint64_t argument(const char *name)
 	return value ? strtoull(value, NULL, 0) : 0;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
-	struct termios t;
 	struct timespec period;
 
-	/* What is written is what is on the console, byte for byte. */
-	if (!tcgetattr(1, &t)) {
-		cfmakeraw(&t);
-		tcsetattr(1, TCSANOW, &t);
-	}
+	if (argc == 3 && strcmp(argv[1], "--disk") == 0)
+		return print_disk(strtoull(argv[2], NULL, 0));
+	make_raw(1);
 	nr_pages = argument("pages");
 	per_tick = argument("per_tick");
 	start = argument("start");
@@ -187,6 +307,11 @@ int main(void)
 	pages = memory(nr_pages * sizeof(*pages));
 	written = memory(nr_pages * sizeof(*written));
 	sum = memory(sizeof(*sum));
+	load_modules();
+	nr_blocks = argument("blocks");
+	slots = memory(SLOTS * sizeof(*slots));
+	if (nr_blocks)
+		open_disk();
 	write_pages(start);
 	for (;;) {
 		tick();

@@ -668,7 +668,8 @@ int vm_prepare(struct vm *vm, struct wpt_tracker *t)
 		if (err)
 			return vm_fail(vm, err, "QEMU's monitor can't be reached again: %s", wpt_strerror(err));
 	}
-	return vm_ranges(vm, t);
+	err = vm_check_devices(vm, false);
+	return err ? err : vm_ranges(vm, t);
 }
 
 /* ---- opening ---- */
@@ -726,6 +727,8 @@ static int learn(struct vm *vm)
 		err = query_running(vm, &vm->running);
 	if (!err)
 		err = refuse_vfio(vm);
+	if (!err)
+		err = vm_check_devices(vm, true);
 	if (!err)
 		err = vm_list_disks(vm, &vm->disks);
 	return err ? err : vm_check_disks(vm, &vm->disks);

@@ -132,6 +132,11 @@ int vm_take_disks(struct vm *vm);
 void vm_drop_disks(struct vm *vm);
 void vm_tag_disks(const struct vm *vm, FILE *f);
 
+/* ---- vm_devices.c ---- */
+
+/* An error if the options do not go with a device that is in part in another process; with `warn`, warns of disks that it has there. */
+int vm_check_devices(struct vm *vm, bool warn);
+
 /* ---- vm_restore_disks.c: these print what goes wrong and return an exit code ---- */
 
 /* The images of `disks`, each "SNAPSHOT DEVICE FILE" as a link's tags have it, if all of them are fit to be put back; nothing is changed yet. */
