@@ -465,10 +465,21 @@ qemu_img_fails()
 	qemu-img create -q -f qcow2 other.qcow2 1M
 	EXTRA+=(-drive "driver=qcow2,file.driver=raw,file.offset=0,file.file.driver=file,file.file.filename=other.qcow2,if=none,id=other"
 		-device "virtio-blk-pci,drive=other")
+	# The third is on a server.
+	truncate -s 4M served
+	qemu-nbd -f raw -k "$T/nbd.sock" -x served --persistent -e 4 served >nbd.log 2>&1 </dev/null 3>&- &
+	PIDS+=($!)
+	disown $!
+	until_true test -S nbd.sock
+	qemu-img create -q -f qcow2 "nbd+unix:///served?socket=$T/nbd.sock" 1M
+	EXTRA+=(-drive driver=qcow2,file.driver=nbd,file.server.type=unix,file.server.path=nbd.sock,file.export=served,if=none,id=third
+		-device "virtio-blk-pci,drive=third")
 	guest_with_disks
+	fill orig 5 third
 	"$WPSNAP" qemu save -q orig/qmp.sock -o s.wps --with-disks --cmdline
 	fill orig 3
 	fill orig 4 other
+	fill orig 6 third
 	unharmed orig
 	vm_kill orig
 	mkdir away
@@ -479,4 +490,5 @@ qemu_img_fails()
 	vm_kill orig
 	holds 1
 	holds 2 other.qcow2
+	holds 5 "nbd+unix:///served?socket=$T/nbd.sock"
 }
