@@ -649,6 +649,90 @@ WPT_API int wpt_chain_restore_folder(struct wpt_chain *c, const char *path, uint
 WPT_API int wpt_chain_diff(struct wpt_chain *a, struct wpt_chain *b,
 			   int (*each)(void *arg, uint64_t start, uint64_t end, uint32_t tracked_in), void *arg);
 
+/* ---- chain: lazy restore ---------------------------------------------------------------------------------------- */
+
+struct wpt_lazy;
+
+enum wpt_lazy_flags {
+	WPT_LAZY_COLLAPSE = 1u << 0 /* put transparent huge pages where 2 MiB are complete; where that is not to be had nothing is said */
+};
+
+struct wpt_lazy_options {
+	size_t size;
+	pid_t pid;                 /* whose memory it is, 0: the own */
+	uint32_t flags;            /* enum wpt_lazy_flags */
+	uint32_t nr_threads;       /* that serve what is touched, at most 64; 0: 2 */
+	uint32_t nr_fill_threads;  /* for the rest, at most 64; 0: one for each processor, at most 8 */
+	uint32_t stop_timeout_ms;  /* as in struct wpt_tracker_options */
+	/* Called on threads of the library, also while the target waits for memory. May be NULL. */
+	void (*log)(void *arg, enum wpt_log_level level, const char *message);
+	void *log_arg;
+};
+
+/*
+ * Restore memory while it is in use: what is touched comes from the chain at that moment, and the thread that touched it waits until it is there;
+ * the rest comes in the background. By userfaultfd, faults on missing pages. The order is: open, add the ranges, empty them where something was
+ * there, start, let the target run, fill, wait, close.
+ *
+ * Another process gets a userfaultfd as by wpt_tracker_attach(), of which it keeps a copy: if this process ends before all is there, whoever touches
+ * what is missing waits for ever and never sees zeros; it is best killed. Faults of system calls are served too, for which the target's user
+ * needs WPT_F_UFFD_KERNEL.
+ *
+ * Until all is there: the target may give memory back by madvise(2), and then finds zeros. A hole that is punched by a descriptor's fallocate(2)
+ * where the memory has not come yet does not count: it comes all the same. No other process may map a shared range or write to its file, and no
+ * child be forked that uses it: both would see zeros, and leave them there. Ranges must not be moved (mremap(2)). A tracker finds the ranges busy.
+ *
+ * The chain must stay open until after wpt_lazy_close(), and is only read by wpt_chain_read() meanwhile. Errors: -EINVAL, -ENOMEM, -EPERM,
+ * -EMFILE, WPT_E_UNSUPPORTED (no userfaultfd, or before Linux 4.11), and those of wpt_tracker_attach(). Since 0.1.
+ */
+WPT_API int wpt_lazy_open(struct wpt_lazy **out, struct wpt_chain *c, const struct wpt_lazy_options *o);
+
+/*
+ * [start, end) of the chain is to be at `addr` of the target, all of them multiples of the page size of what is mapped there: anonymous
+ * memory, a memfd, a file on tmpfs or hugetlbfs. From here on what is missing there makes whoever touches it wait. What is there stays, and must
+ * be gone when wpt_lazy_start() is called: by a hole punched in the file, or, before this call, by madvise(2). *nr_unreadable (may be NULL):
+ * pages that could not be read when the snapshot was taken, and which will be zeros. Errors: -EINVAL (alignment, empty, overlaps another), -EBUSY
+ * (another userfaultfd has it, or it was started), WPT_E_UNSUPPORTED (this kind of memory), WPT_E_DAMAGED, -errno of the chain, -ENOMEM.
+ */
+WPT_API int wpt_lazy_add(struct wpt_lazy *l, uint64_t start, uint64_t end, uint64_t addr, uint64_t *nr_unreadable);
+
+/* Serve what is touched. Errors: -EEXIST (something is there), -EAGAIN (threads), -ENOMEM, -EBUSY (it was started). */
+WPT_API int wpt_lazy_start(struct wpt_lazy *l);
+
+/* And bring the rest, too. Errors: -EINVAL (not started), -EAGAIN (threads), -EBUSY (it was called before). */
+WPT_API int wpt_lazy_fill(struct wpt_lazy *l);
+
+/*
+ * Until all is there and the ranges are ordinary memory again, or timeout_ms (-1: no limit, 0: ask) are over. Where reading the chain fails for
+ * now (-EIO, -ESTALE, -ENOENT, WPT_E_STORE and their like), or there is no memory (-ENOMEM, -ENOSPC), nothing fails: it is tried again, ten times a
+ * second, and the log says so; whoever touched the memory waits. Returns 0 or -ETIMEDOUT, or what ended it for good, after which whoever waits does
+ * so until it is killed: WPT_E_DAMAGED, WPT_E_GONE, -EEXIST (somebody else put something there), -errno. Threads: any.
+ */
+WPT_API int wpt_lazy_wait(struct wpt_lazy *l, int timeout_ms);
+
+/* Becomes readable when wpt_lazy_wait() would not wait any more. Not to be read from or closed. */
+WPT_API int wpt_lazy_fd(struct wpt_lazy *l);
+
+struct wpt_lazy_stats {
+	size_t size;
+	uint64_t bytes_data;       /* to come, when it was started: what is zero does not */
+	uint64_t bytes_left;
+	uint64_t nr_faults;        /* accesses that waited */
+	uint64_t bytes_faulted;    /* came because of one */
+	uint64_t nr_retries;       /* reads of the chain that failed for now */
+	uint64_t pages_collapsed;  /* pages of 4 KiB that are part of a huge one now */
+	uint64_t failing_ns;       /* for how long reading has been failing; 0: it is not */
+};
+
+/* Errors: -EINVAL. Threads: any. */
+WPT_API int wpt_lazy_stats(struct wpt_lazy *l, struct wpt_lazy_stats *stats);
+
+/*
+ * Ends it and frees; accepts NULL. If not all is there: in the own process what is missing can't be accessed any more (PROT_NONE), in another one
+ * whoever touches it waits for ever. Waits for a read of the chain that is under way.
+ */
+WPT_API void wpt_lazy_close(struct wpt_lazy *l);
+
 #ifdef __cplusplus
 }
 #endif

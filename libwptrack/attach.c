@@ -3,7 +3,7 @@
  * Getting a userfaultfd of another process, which nobody prepared for it.
  *
  * One thread of the target is stopped and has an existing system call instruction (of the vDSO or of a library) execute userfaultfd();
- * the descriptor is taken by pidfd_getfd() and the same thread closes its own. Rules, each for a way to harm the target:
+ * the descriptor is taken by pidfd_getfd() and the same thread closes its own, unless it is to keep it. Rules, each for a way to harm the target:
  *
  * - All of it is done by a short-lived process of its own, with all signals blocked and in its own session: a tracer that dies between
  *   setting the registers and restoring them leaves the thread with wrong ones.
@@ -57,7 +57,7 @@ typedef struct user_regs_struct regs_t;
 
 struct inject {
 	struct wpt_target *t;
-	bool all_faults;
+	bool all_faults, keep;
 	uint64_t deadline;
 	uint64_t insn;     /* of the target's memory: a system call instruction */
 	int round;
@@ -317,6 +317,8 @@ static int make_uffd(struct inject *in, pid_t tid, const regs_t *saved)
 	/* What could not be taken may be another thread's file by now, which is not to be closed. */
 	if (in->uffd < 0 && !is_theirs_userfaultfd(in, tid, (int)fd))
 		return in->uffd;
+	if (in->uffd >= 0 && in->keep)
+		return 0;
 	rc = call(tid, saved, in->insn, SYS_close, fd);
 	if (rc == -WPT_E_GONE || in->uffd < 0)
 		return in->uffd < 0 ? in->uffd : -WPT_E_GONE;
@@ -538,7 +540,7 @@ static int find_insn(struct wpt_target *t, uint64_t *insn)
 	return rc;
 }
 
-int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
+int wpt_target_inject(struct wpt_target *t, bool all_faults, bool keep, uint64_t deadline)
 {
 	struct inject *in;
 	int rc, i;
@@ -550,6 +552,7 @@ int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 		return -ENOMEM;
 	in->t = t;
 	in->all_faults = all_faults;
+	in->keep = keep;
 	in->deadline = deadline;
 	rc = find_insn(t, &in->insn);
 	for (i = 0; !rc && i < RETRIES; i++) {
@@ -560,7 +563,7 @@ int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 	}
 	if (rc && in->refused)
 		wpt_logf(&t->log, WPT_LOG_ERROR, "the target's user may not have a userfaultfd%s: root has it, or set vm.unprivileged_userfaultfd=1",
-			 all_faults ? " that handles faults of system calls, which backend sync needs" : "");
+			 all_faults ? " that handles faults of system calls, which is needed here" : "");
 	rc = rc ? rc : in->uffd;
 	munmap(in, sizeof(*in));
 	return rc;
@@ -568,10 +571,11 @@ int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
 
 #else
 
-int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline)
+int wpt_target_inject(struct wpt_target *t, bool all_faults, bool keep, uint64_t deadline)
 {
 	(void)t;
 	(void)all_faults;
+	(void)keep;
 	(void)deadline;
 	return -WPT_E_UNSUPPORTED;
 }

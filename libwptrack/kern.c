@@ -4,14 +4,50 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-int wpt_kern_register(int uffd, uint64_t start, uint64_t end)
+static int register_for(int uffd, uint64_t start, uint64_t end, uint64_t mode)
 {
 	struct uffdio_register reg = {
 		.range = { .start = start, .len = end - start },
-		.mode = UFFDIO_REGISTER_MODE_WP,
+		.mode = mode,
 	};
 
 	return ioctl(uffd, UFFDIO_REGISTER, &reg) == 0 ? 0 : -errno;
+}
+
+int wpt_kern_register(int uffd, uint64_t start, uint64_t end)
+{
+	return register_for(uffd, start, end, UFFDIO_REGISTER_MODE_WP);
+}
+
+int wpt_kern_register_missing(int uffd, uint64_t start, uint64_t end)
+{
+	return register_for(uffd, start, end, UFFDIO_REGISTER_MODE_MISSING);
+}
+
+int64_t wpt_kern_fill(int uffd, uint64_t addr, const void *data, uint64_t len)
+{
+	struct uffdio_copy copy = { .dst = addr, .src = (uint64_t)(uintptr_t)data, .len = len };
+
+	if (ioctl(uffd, UFFDIO_COPY, &copy) == 0)
+		return (int64_t)len;
+	return copy.copy > 0 ? copy.copy : -errno;
+}
+
+bool wpt_kern_is_changing(int uffd)
+{
+	struct uffdio_copy nothing = { .len = 0 };
+
+	/* That is what the kernel looks for first. */
+	return ioctl(uffd, UFFDIO_COPY, &nothing) != 0 && errno == EAGAIN;
+}
+
+int64_t wpt_kern_fill_zero(int uffd, uint64_t addr, uint64_t len)
+{
+	struct uffdio_zeropage zero = { .range = { .start = addr, .len = len } };
+
+	if (ioctl(uffd, UFFDIO_ZEROPAGE, &zero) == 0)
+		return (int64_t)len;
+	return zero.zeropage > 0 ? zero.zeropage : -errno;
 }
 
 int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end)

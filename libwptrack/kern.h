@@ -15,9 +15,26 @@
 /* For faults that somebody resolves; the second where the kernel has it. */
 #define WPT_KERN_SYNC_FEATURES (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM)
 
+/* For memory that is filled as it is touched. */
+#define WPT_KERN_MISSING_FEATURES (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_EVENT_REMOVE)
+
 /* -EBUSY: another userfaultfd has part of it. -EINVAL, -EPERM: this kind of mapping can't be write-protected. */
 int wpt_kern_register(int uffd, uint64_t start, uint64_t end);
 int wpt_kern_unregister(int uffd, uint64_t start, uint64_t end);
+
+/* For faults on what is missing. -EINVAL: this kind of mapping can't be filled so. */
+int wpt_kern_register_missing(int uffd, uint64_t start, uint64_t end);
+
+/*
+ * UFFDIO_COPY to where nothing is, and the same of zeros (which huge pages of hugetlbfs have not: -EINVAL). Bytes that are there now, which may be
+ * fewer than asked for, or -errno: -EEXIST (something is there), -EAGAIN (an event waits to be read), -ENOENT (nothing registered is there),
+ * -ESRCH (the memory is gone), -ENOMEM, -ENOSPC. Whoever waits there is woken.
+ */
+int64_t wpt_kern_fill(int uffd, uint64_t addr, const void *data, uint64_t len);
+int64_t wpt_kern_fill_zero(int uffd, uint64_t addr, uint64_t len);
+
+/* Somebody is about to put an event into the queue, or waits until it is read. */
+bool wpt_kern_is_changing(int uffd);
 
 /*
  * Whether the page at `addr` is of registered memory. In anonymous memory nothing happens to it; in shared memory, and in private mappings of it,

@@ -79,9 +79,11 @@ static int uffd_handshake(int fd, enum wpt_uffd uffd)
 		WPT_KERN_SYNC_FEATURES | UFFD_FEATURE_THREAD_ID,
 		UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_THREAD_ID,
 	};
-	struct uffdio_api api;
+	struct uffdio_api api = { .api = UFFD_API, .features = WPT_KERN_MISSING_FEATURES };
 	size_t i;
 
+	if (uffd == WPT_UFFD_MISSING)
+		return wpt_sys(SYS_ioctl, fd, UFFDIO_API, &api) ? -WPT_E_UNSUPPORTED : 0;
 	for (i = 0; i < WPT_ARRAY_SIZE(wishes); i++) {
 		memset(&api, 0, sizeof(api));
 		api.api = UFFD_API;
@@ -104,13 +106,19 @@ static int uffd_of_device(void)
 	return fd < 0 ? -EPERM : fd;
 }
 
+/* Those of system calls too. */
+static bool needs_all_faults(enum wpt_uffd uffd)
+{
+	return uffd == WPT_UFFD_SYNC || uffd == WPT_UFFD_MISSING;
+}
+
 static int uffd_self(enum wpt_uffd uffd)
 {
 	int fd, rc;
 
 	if (uffd == WPT_UFFD_NONE)
 		return -WPT_E_UNSUPPORTED;
-	fd = uffd == WPT_UFFD_SYNC ? -EINVAL : (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+	fd = needs_all_faults(uffd) ? -EINVAL : (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
 	if (fd == -EINVAL)
 		fd = (int)wpt_sys(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (fd == -EPERM)
@@ -259,7 +267,7 @@ static int attach_uffd(struct wpt_target *t, enum wpt_uffd uffd, uint64_t deadli
 {
 	int rc;
 
-	t->uffd = wpt_target_inject(t, uffd == WPT_UFFD_SYNC, deadline);
+	t->uffd = wpt_target_inject(t, needs_all_faults(uffd), uffd == WPT_UFFD_MISSING, deadline);
 	if (t->uffd < 0)
 		return t->uffd;
 	rc = uffd_handshake(t->uffd, uffd);

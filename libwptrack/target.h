@@ -18,7 +18,12 @@ enum wpt_uffd {
 	WPT_UFFD_NONE = 0,    /* there is none: the target is only read */
 	WPT_UFFD_ASYNC = 1,   /* WP_ASYNC, WP_UNPOPULATED and what they need */
 	WPT_UFFD_WRITTEN = 2, /* WP_WRITTEN too */
-	WPT_UFFD_SYNC = 3     /* faults are reported, those of system calls too: -EPERM where the target's user may not have that */
+	WPT_UFFD_SYNC = 3,    /* faults are reported, those of system calls too: -EPERM where the target's user may not have that */
+	/*
+	 * Faults on what is missing are reported, those of system calls too, and what madvise(2) takes away. Another process keeps a copy of the
+	 * descriptor until it ends: if this process dies, whoever touches what is missing waits, and does not see zeros.
+	 */
+	WPT_UFFD_MISSING = 4
 };
 
 /* The own process. Opens pagemap, mem, a userfaultfd (user mode only suffices but for SYNC; one that can't be had is no error here). */

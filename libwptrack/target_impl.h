@@ -67,8 +67,9 @@ bool wpt_stop_lost(struct wpt_stop *s);
 
 /*
  * Has a thread of the target call userfaultfd() and takes the descriptor over. The target's `mem` and token must be open; they are
- * confirmed to be those of the thread. `all_faults`: one for faults of user mode only will not do. Returns the descriptor or a negative error.
+ * confirmed to be those of the thread. `all_faults`: one for faults of user mode only will not do. `keep`: the thread leaves its own open. Returns
+ * the descriptor or a negative error.
  */
-int wpt_target_inject(struct wpt_target *t, bool all_faults, uint64_t deadline);
+int wpt_target_inject(struct wpt_target *t, bool all_faults, bool keep, uint64_t deadline);
 
 #endif
