@@ -184,7 +184,11 @@ check-kernel: all tests $(VM)
 check-qemu:
 	scripts/run-tests qemu $(B)
 
-qemu-tests: $(QEMU) $(B)/tests/cli/target_json
+qemu-tests: $(QEMU) $(B)/tests/qemu/preload/away.so $(B)/tests/cli/target_json
+
+$(B)/tests/qemu/preload/%.so: tests/qemu/preload/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(BASE_CFLAGS) -fPIC -shared $< $(LDFLAGS) -o $@
 
 # What the patch saves and costs; for an idle machine.
 figures: all $(BENCH)

@@ -76,6 +76,12 @@ qemu_setup()
 	RAMS=$(mktemp -d /dev/shm/wptrack-qemu.XXXXXX)
 }
 
+need_huge()
+{
+	[ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge $((SIZE / 2)) ] ||
+		skip "needs $((SIZE / 2)) huge pages of 2 MiB"
+}
+
 qemu_teardown()
 {
 	local vm
@@ -429,6 +435,25 @@ vm_restore_with()
 	PIDS+=("$RESTORE")
 	until_true restore_said
 	[ "$RESTORED" = 1 ]
+}
+
+# vm_restore_without NAME CHAIN [READS]: a lazy one of a machine whose memory does not come while the file `away` is there (see preload/away.c), but
+# for so many reads, by default those that the machine's devices need when their state is loaded. Not back before it says that it is done, or can't
+# read.
+vm_restore_without()
+{
+	local name=$1
+
+	mkdir -p "$1"
+	vm_args "$1"
+	touch away
+	[ -e "$HELPERS/preload/away.so" ] || return 1
+	WPT_AWAY=$PWD/away WPT_AWAY_AFTER=${3:-4} LD_PRELOAD=$HELPERS/preload/away.so "$WPSNAP" qemu restore "$2" --lazy -- \
+		qemu-system-x86_64 "${ARGS[@]}" >"$1/restore.out" 2>"$1/restore.err" </dev/null 3>&- 7<&- 8>&- 9<&- &
+	RESTORE=$!
+	PIDS+=("$RESTORE")
+	[ "${3:-}" = 0 ] || until_true restore_said || return 1
+	until_true grep -q "the snapshot can't be read: .*tried again" "$1/restore.err"
 }
 
 # Has it said that it is done, or ended? RESTORED says which.

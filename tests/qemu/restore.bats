@@ -98,8 +98,7 @@ teardown() { qemu_teardown; }
 	local n
 
 	RAM=huge
-	[ "$(awk '$1 == "HugePages_Free:" { f = $2 } $1 == "HugePages_Rsvd:" { r = $2 } END { print f - r }' /proc/meminfo)" -ge $((SIZE / 2)) ] ||
-		skip "needs $((SIZE / 2)) huge pages of 2 MiB"
+	need_huge
 	vm_boot orig 5
 	note_settings orig
 	qemu_watch --every 300ms --assume-sole-writer

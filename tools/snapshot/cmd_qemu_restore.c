@@ -56,6 +56,7 @@ struct restore {
 	struct vm_images *images;  /* with --with-disks */
 	struct events e;
 	sigset_t mask;             /* as it was */
+	struct vm_lazy *lazy;      /* memory that has not come yet */
 };
 
 static int __attribute__((format(printf, 2, 3))) refuse(const struct restore *r, const char *format, ...)
@@ -550,30 +551,95 @@ static int fill_block(struct restore *r, int mem, const struct vm_block *from, c
 	return EXIT_OK;
 }
 
+/* The machine's own of that name. */
+static const struct vm_block *block_now(const struct vm_blocks *now, const char *id)
+{
+	size_t j;
+
+	for (j = 0; strcmp(now->v[j].id, id) != 0; j++)
+		;
+	return &now->v[j];
+}
+
+static int fill_now(struct restore *r, const struct vm_blocks *now)
+{
+	const struct vm_block *b, *to;
+	char path[64];
+	size_t i;
+	int mem, code = EXIT_OK;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", (int)r->pid);
+	mem = open(path, O_RDWR | O_CLOEXEC);
+	if (mem < 0)
+		return report(-errno, NULL, "%s: QEMU's memory can't be written", r->o->cmd->name);
+	for (i = 0; i < r->saved.blocks.nr && !code; i++) {
+		b = &r->saved.blocks.v[i];
+		to = block_now(now, b->id);
+		code = clear_block(r, to);
+		if (!code)
+			code = fill_block(r, mem, b, to);
+	}
+	close(mem);
+	return code;
+}
+
+/* A back-end is a process of its own that maps the memory: what is missing there would be zero to it, and then to all. */
+static int check_no_backends(struct restore *r)
+{
+	char name[128];
+	int err = vm_find_backend(&r->q, name);
+
+	if (err)
+		return report(err, NULL, "%s: QEMU's monitor does not answer", r->o->cmd->name);
+	return *name ? refuse(r, "the back-end of %s maps memory that has not come yet; restore it without --lazy", name) : EXIT_OK;
+}
+
+/* QEMU does not answer while it waits for memory, which may take as long as it likes, but for who ends wpsnap. */
+static bool waits_for_memory(void *arg)
+{
+	const struct restore *r = arg;
+	sigset_t pending;
+
+	sigpending(&pending);
+	return vm_lazy_fails(r->lazy) && !sigismember(&pending, SIGINT) && !sigismember(&pending, SIGTERM);
+}
+
+/* From when a block is added, whoever touches what is missing waits: so nothing gets between the emptying and the filling. */
+static int fill_lazily(struct restore *r, const struct vm_blocks *now)
+{
+	const struct vm_block *b;
+	size_t i;
+	int code;
+
+	code = check_no_backends(r);
+	if (!code)
+		code = vm_lazy_open(&r->lazy, r->o, r->c, r->pid, r->pidfd);
+	for (i = 0; i < r->saved.blocks.nr && !code; i++) {
+		b = &r->saved.blocks.v[i];
+		code = vm_lazy_add(r->lazy, b, block_now(now, b->id));
+		if (!code)
+			code = clear_block(r, block_now(now, b->id));
+	}
+	if (!code)
+		code = vm_lazy_start(r->lazy);
+	if (!code) {
+		r->q.wait_on = waits_for_memory;
+		r->q.wait_arg = r;
+	}
+	return code;
+}
+
 static int fill_memory(struct restore *r)
 {
 	struct vm_blocks now;
-	char path[64], why[512];
-	size_t i, j;
-	int mem, err, code;
+	char why[512];
+	int code;
 
-	err = vm_list_blocks(&r->q, r->pid, &now, why);
-	if (err)
+	if (vm_list_blocks(&r->q, r->pid, &now, why))
 		return refuse(r, "%s", why);
 	code = check_blocks(r, &now);
-	snprintf(path, sizeof(path), "/proc/%d/mem", (int)r->pid);
-	mem = open(path, O_RDWR | O_CLOEXEC);
-	if (!code && mem < 0)
-		code = report(-errno, NULL, "%s: QEMU's memory can't be written", r->o->cmd->name);
-	for (i = 0; i < r->saved.blocks.nr && !code; i++) {
-		for (j = 0; strcmp(now.v[j].id, r->saved.blocks.v[i].id) != 0; j++)
-			;
-		code = clear_block(r, &now.v[j]);
-		if (!code)
-			code = fill_block(r, mem, &r->saved.blocks.v[i], &now.v[j]);
-	}
-	if (mem >= 0)
-		close(mem);
+	if (!code)
+		code = (r->o->lazy ? fill_lazily : fill_now)(r, &now);
 	vm_free_blocks(&now);
 	return code;
 }
@@ -606,6 +672,8 @@ static int wait_loaded(struct restore *r)
 		json_decref(ret);
 		if (code)
 			return code;
+		if (r->lazy && waits_for_memory(r))
+			begin = now_ns();
 		if (now_ns() - begin > (uint64_t)LOAD_TIMEOUT_MS * 1000000)
 			return refuse(r, "QEMU does not end loading the device state");
 		if (!over)
@@ -724,10 +792,21 @@ static int try_machine(struct restore *r)
 	return code;
 }
 
+static void say_restored(const struct restore *r, uint64_t begin, bool run)
+{
+	char took[UNITS_TEXT], left[UNITS_TEXT];
+
+	format_duration(took, now_ns() - begin);
+	if (r->lazy)
+		complain("restored %s in %s; the guest %s, and %s of its memory are to come", r->o->args[0], took, run ? "runs" : "is paused",
+			 format_size(left, vm_lazy_left(r->lazy)));
+	else
+		complain("restored %s in %s; the guest %s", r->o->args[0], took, run ? "runs" : "is paused");
+}
+
 static int restore(struct restore *r)
 {
 	uint64_t begin = now_ns();
-	char took[UNITS_TEXT];
 	bool run;
 	int code;
 
@@ -749,19 +828,39 @@ static int restore(struct restore *r)
 	if (!code && run)
 		code = call(r, "cont", NULL, NULL, -1);
 	if (!code && !r->o->quiet)
-		complain("restored %s in %s; the guest %s", r->o->args[0], format_duration(took, now_ns() - begin), run ? "runs" : "is paused");
+		say_restored(r, begin, run);
+	return !code && r->lazy ? vm_lazy_fill(r->lazy) : code;
+}
+
+/* All memory is there; or it never will be, and the guest can't go on. */
+static int end_lazy(struct restore *r)
+{
+	int code = vm_lazy_result(r->lazy);
+
+	if (code)
+		end_qemu(r);
+	vm_lazy_close(r->lazy);
+	r->lazy = NULL;
 	return code;
 }
 
 /* QEMU's own exit code; signals are passed on to it. */
 static int wait_for_qemu(struct restore *r)
 {
-	bool gone = false;
-	int status;
+	int fds[2] = { r->pidfd, -1 }, status, code;
+	bool ready[2] = { false, false };
 
 	qmp_close(&r->q);
-	while (!gone && events_wait(&r->e, &r->pidfd, &gone, 1) == 0)
-		;
+	do {
+		fds[1] = r->lazy ? vm_lazy_fd(r->lazy) : -1;
+		if (events_wait(&r->e, fds, ready, 2))
+			break;
+		if (ready[1] && !ready[0]) {
+			code = end_lazy(r);
+			if (code)
+				return code;
+		}
+	} while (!ready[0]);
 	while (waitpid(r->pid, &status, 0) < 0 && errno == EINTR)
 		;
 	r->pid = 0;
@@ -771,6 +870,7 @@ static int wait_for_qemu(struct restore *r)
 static void restore_close(struct restore *r)
 {
 	end_qemu(r);
+	vm_lazy_close(r->lazy);
 	vm_images_close(r->images);
 	events_close(&r->e);
 	wpt_chain_close(r->c);

@@ -39,7 +39,8 @@ static const struct command commands[] = {
 	  "one snapshot of a running virtual machine, by its QMP socket", cmd_qemu_save },
 	{ "qemu watch", CMD_QEMU_WATCH, 1, -1, false, true, "SOCKET... -o DIR [--every TIME] [--count N] [--new] [--hot-set off|auto]" VM_SYNOPSIS,
 	  "a base and increments of virtual machines", cmd_qemu_watch },
-	{ "qemu restore", CMD_QEMU_RESTORE, 1, -1, false, false, "CHAIN [--paused] [--with-disks] [--threads N] [-q] [-- QEMU ARGS...]",
+	{ "qemu restore", CMD_QEMU_RESTORE, 1, -1, false, false, "CHAIN [--lazy [--collapse]] [--paused] [--with-disks] [--threads N] [-q]\n"
+	  "           [-- QEMU ARGS...]",
 	  "start a virtual machine where a snapshot left it", cmd_qemu_restore },
 };
 

@@ -217,13 +217,14 @@ static const struct option_def options[] = {
 	{ "rounds", 0, "N", CMD_TAKE, "copies while the target runs, before it is stopped: at most N, 16 by default", set_rounds, 0 },
 	{ "target-pause", 0, "TIME", CMD_TAKE, "end rounds when copying the rest takes half of this; 1ms by default", set_target_pause, 0 },
 	{ "stop-timeout", 0, "TIME", CMD_TAKE, "how long stopping the threads may take, 100ms by default", set_stop_timeout, 0 },
-	{ "collapse", 0, NULL, CMD_PROCESS, "give the target back the huge pages that tracking splits", FLAG(collapse) },
+	{ "collapse", 0, NULL, CMD_PROCESS | CMD_QEMU_RESTORE, "give the target back the huge pages that wpsnap splits", FLAG(collapse) },
 	{ "registers", 0, NULL, CMD_PROCESS, "store the registers of the threads too", FLAG(registers) },
 	{ "cmdline", 0, NULL, CMD_TAKE, "store the command line too", FLAG(cmdline) },
 	{ "pid", 0, "PID", CMD_QEMU, "QEMU's process, where the other end of the socket is not QEMU", set_pid, 0 },
 	{ "device-limit", 0, "SIZE", CMD_QEMU, "most that the device state may be, 64M by default", set_device_limit, 0 },
 	{ "with-disks", 0, NULL, CMD_QEMU | CMD_QEMU_RESTORE, "snapshots of the qcow2 disks too, at the same instant", FLAG(with_disks) },
 	{ "paused", 0, NULL, CMD_QEMU_RESTORE, "do not let the guest run", FLAG(paused) },
+	{ "lazy", 0, NULL, CMD_QEMU_RESTORE, "let the guest run at once, and bring its memory as it is needed", FLAG(lazy) },
 	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },
 	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,
 	  "no progress, summary and notes", FLAG(quiet) },
@@ -346,6 +347,8 @@ static int check(const struct opts *o)
 		return usage_error(cmd, "-o is missing: it says where to write");
 	if (o->registers && o->mode == WPT_MODE_FUZZY)
 		return usage_error(cmd, "--registers needs --mode pause: threads that run have no registers to read");
+	if (cmd->id == CMD_QEMU_RESTORE && o->collapse && !o->lazy)
+		return usage_error(cmd, "--collapse needs --lazy: other restores split no huge pages");
 	if (o->mode == WPT_MODE_COW && o->backend == WPT_BACKEND_ASYNC)
 		return usage_error(cmd, "--mode cow needs --backend sync: each page is copied before its first write goes through");
 	if (o->verify_content && o->sole_writer)

@@ -173,6 +173,10 @@ static int answer(struct qmp *q, const char *id, uint64_t deadline, json_t **out
 
 	for (;;) {
 		err = next_object(q, deadline, &object);
+		if (err == -ETIMEDOUT && q->wait_on && q->wait_on(q->wait_arg)) {
+			deadline = deadline_in(1000);
+			continue;
+		}
 		if (err)
 			return err;
 		name = json_string_value(json_object_get(object, "event"));
@@ -268,6 +272,8 @@ int qmp_open_fd(struct qmp *q, int fd, unsigned timeout_ms)
 int qmp_open(struct qmp *q, const char *path)
 {
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	struct ucred peer = { 0 };
+	socklen_t len = sizeof(peer);
 	int fd, err;
 
 	memset(q, 0, sizeof(*q));
@@ -284,7 +290,10 @@ int qmp_open(struct qmp *q, const char *path)
 		close(fd);
 		return err;
 	}
-	return qmp_open_fd(q, fd, GREETING_TIMEOUT_MS);
+	getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len);
+	err = qmp_open_fd(q, fd, GREETING_TIMEOUT_MS);
+	q->peer = peer.pid;
+	return err;
 }
 
 void qmp_close(struct qmp *q)

@@ -692,14 +692,10 @@ static int explain_connect(struct vm *vm, int err)
 
 static int find_process(struct vm *vm)
 {
-	struct ucred peer = { 0 };
-	socklen_t len = sizeof(peer);
 	char path[64], dir[4096];
 	ssize_t n;
 
-	vm->pid = vm->o->pid;
-	if (!vm->pid && getsockopt(vm->q.fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0)
-		vm->pid = peer.pid;
+	vm->pid = vm->o->pid ? vm->o->pid : vm->q.peer;
 	if (vm->pid <= 0)
 		return vm_fail(vm, -ESRCH, "QEMU's process is not known; give --pid");
 	guard_state(vm->guard)->qemu = vm->pid;
@@ -715,6 +711,8 @@ static int learn(struct vm *vm)
 	int err;
 
 	err = find_process(vm);
+	if (!err)
+		vm_lazy_await(vm->o, vm->pid);
 	if (!err)
 		err = read_version(vm);
 	if (!err)
@@ -743,6 +741,9 @@ int vm_open(struct vm *vm, const struct opts *o, const char *path)
 	vm->path = path;
 	vm->state_fd = -1;
 	err = qmp_open(&vm->q, path);
+	/* It does not answer while it waits for memory. */
+	if ((err == -ETIME || err == -ETIMEDOUT) && vm_lazy_await(o, o->pid ? o->pid : vm->q.peer))
+		err = qmp_open(&vm->q, path);
 	if (err)
 		return explain_connect(vm, err);
 	err = guard_start(&vm->guard, path, vm->q.fd);

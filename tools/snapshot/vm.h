@@ -14,6 +14,7 @@
 
 struct qmp {
 	int fd;                    /* -1: none */
+	pid_t peer;                /* who listens at the path, also if there was no greeting; 0: not known */
 	char *buf;                 /* received, not read yet */
 	size_t used, room;
 	uint64_t next_id;
@@ -21,6 +22,9 @@ struct qmp {
 	uint64_t nr_stopped, nr_resumed, nr_reset; /* events so far */
 	uint64_t stopped_us, resumed_us; /* when the last events STOP and RESUME happened, by QEMU's clock */
 	char said[256];            /* QEMU's words about the command that failed */
+	/* Asked when the time for an answer is over: whether there is a reason to wait for a second more. NULL: never. */
+	bool (*wait_on)(void *arg);
+	void *wait_arg;
 };
 
 #define QMP_TIMEOUT_MS 10000u
@@ -136,6 +140,8 @@ void vm_tag_disks(const struct vm *vm, FILE *f);
 
 /* An error if the options do not go with a device that is in part in another process; with `warn`, warns of disks that it has there. */
 int vm_check_devices(struct vm *vm, bool warn);
+/* A device, if there is one, whose back-end writes to the guest's memory from another process; else "". As qmp_call(). */
+int vm_find_backend(struct qmp *q, char name[128]);
 
 /* ---- vm_restore_disks.c: these print what goes wrong and return an exit code ---- */
 
@@ -146,6 +152,27 @@ int vm_images_revert(struct vm_images *im);
 /* All as they were before vm_images_revert(), however far that came; no QEMU may have them open. Accepts NULL. */
 void vm_images_undo(struct vm_images *im);
 void vm_images_close(struct vm_images *im);
+
+/* ---- vm_lazy.c: memory that comes while the guest runs ---- */
+
+struct vm_lazy;
+
+/* Of QEMU's process, which ends if wpsnap does before all is there. These print what went wrong, and return an exit code. */
+int vm_lazy_open(struct vm_lazy **out, const struct opts *o, struct wpt_chain *c, pid_t pid, int pidfd);
+/* All blocks, and then their memory is emptied before it is started. */
+int vm_lazy_add(struct vm_lazy *v, const struct vm_block *from, const struct vm_block *to);
+int vm_lazy_start(struct vm_lazy *v);
+int vm_lazy_fill(struct vm_lazy *v);
+/* Readable when it is over; then the result says how. */
+int vm_lazy_fd(const struct vm_lazy *v);
+int vm_lazy_result(struct vm_lazy *v);
+uint64_t vm_lazy_left(const struct vm_lazy *v);
+/* The chain can't be read for now: QEMU may wait for memory, and not answer. */
+bool vm_lazy_fails(const struct vm_lazy *v);
+/* QEMU's process must have ended if not all is there. Accepts NULL. */
+void vm_lazy_close(struct vm_lazy *v);
+/* Waits for a wpsnap that restores the machine, whose memory nobody else can track till then. Whether there was one. */
+bool vm_lazy_await(const struct opts *o, pid_t pid);
 
 /* ---- vm_guard.c: a process that outlives wpsnap and lets the guest go on ---- */
 

@@ -39,7 +39,7 @@ static void look_at(const char *child, const char *name, struct found *f)
 		keep(f->unloadable, type, name);
 }
 
-static int find_devices(struct vm *vm, struct found *f)
+static int find_devices(struct qmp *q, struct found *f)
 {
 	static const char *const folders[] = { "/machine/peripheral", "/machine/peripheral-anon", "/objects" };
 	json_t *list, *one;
@@ -48,7 +48,7 @@ static int find_devices(struct vm *vm, struct found *f)
 	int err;
 
 	for (i = 0; i < ARRAY_SIZE(folders); i++) {
-		err = vm_call(vm, "qom-list", json_pack("{s:s}", "path", folders[i]), &list, QMP_TIMEOUT_MS);
+		err = qmp_call(q, "qom-list", json_pack("{s:s}", "path", folders[i]), &list, -1, QMP_TIMEOUT_MS);
 		if (err == -EREMOTEIO)
 			continue;
 		if (err)
@@ -65,32 +65,47 @@ static int find_devices(struct vm *vm, struct found *f)
 }
 
 /* The device of a network back-end is an ordinary virtio-net. */
-static int find_networks(struct vm *vm, struct found *f)
+static int find_networks(struct qmp *q, struct found *f)
 {
 	char *text;
 	int err;
 
-	err = qmp_human(&vm->q, "info network", &text);
+	err = qmp_human(q, "info network", &text);
 	if (err == -EREMOTEIO)
 		return 0;
 	if (err)
-		return vm_fail(vm, err, "QEMU's monitor does not answer 'info network': %s", wpt_strerror(err));
+		return err;
 	if (strstr(text, "type=vhost-user"))
 		keep(f->writer, "-netdev vhost-user", "");
 	free(text);
 	return 0;
 }
 
-int vm_check_devices(struct vm *vm, bool warn)
+static int find(struct qmp *q, struct found *f)
 {
-	struct found f = { 0 };
 	int err;
 
-	err = find_devices(vm, &f);
-	if (!err)
-		err = find_networks(vm, &f);
+	memset(f, 0, sizeof(*f));
+	err = find_devices(q, f);
+	return err ? err : find_networks(q, f);
+}
+
+int vm_find_backend(struct qmp *q, char name[128])
+{
+	struct found f;
+	int err = find(q, &f);
+
+	memcpy(name, f.writer, sizeof(f.writer));
+	return err;
+}
+
+int vm_check_devices(struct vm *vm, bool warn)
+{
+	struct found f;
+	int err = find(&vm->q, &f);
+
 	if (err)
-		return err;
+		return vm_fail(vm, err, "QEMU does not say what devices the machine has: %s", wpt_strerror(err));
 	if (*f.unloadable)
 		return vm_fail(vm, -EOPNOTSUPP, "QEMU can't load the state of a machine with %s when shared memory is left out of it; unplug it",
 			       f.unloadable);

@@ -83,7 +83,7 @@ struct opts {
 	uint64_t count;            /* 0: no end */
 	pid_t pid;                 /* of QEMU, 0: not given */
 	uint64_t device_limit;     /* bytes, 0: not given */
-	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet, paused, with_disks;
+	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet, paused, with_disks, lazy;
 	bool help, version;
 };
 

@@ -77,7 +77,7 @@ _wpsnap()
 				--target-pause --stop-timeout --with-disks --cmdline --json --quiet'
 			[[ $cmd == 'qemu save' ]] && take+=' --parent' || take+=' --every --count --new --hot-set'
 			;;
-		'qemu restore') take='--paused --with-disks --threads --quiet' ;;
+		'qemu restore') take='--lazy --collapse --paused --with-disks --threads --quiet' ;;
 		*) return ;;
 		esac
 		mapfile -t COMPREPLY < <(compgen -W "$take --help --version" -- "$cur")
