@@ -28,6 +28,8 @@
 
 #include <cmocka.h>
 
+#include "killed.h"
+
 #define NAME "0000000000-abc.wps"
 #define LINK_BYTES 70000u
 
@@ -303,8 +305,6 @@ static int deny(long nr, int fd, int err)
 	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog) ? -errno : 0;
 }
 
-enum { CHILD_OK = 0, CHILD_FAILED = 1, CHILD_CANT = 77 };
-
 static void put_link(int err_rename)
 {
 	struct wpt_sink *s;
@@ -327,54 +327,6 @@ static void append_link(int unused)
 		_exit(CHILD_FAILED);
 	s->close(s);
 	_exit(CHILD_OK);
-}
-
-static pid_t traced_child(void (*fn)(int), int arg)
-{
-	pid_t pid = fork();
-	int status;
-
-	if (!pid) {
-		if (ptrace(PTRACE_TRACEME, 0, NULL, NULL))
-			_exit(CHILD_CANT);
-		raise(SIGSTOP);
-		fn(arg);
-	}
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	if (WIFEXITED(status)) {
-		print_message("missing: ptrace of an own child\n");
-		skip();
-	}
-	assert_int_equal(ptrace(PTRACE_SETOPTIONS, pid, NULL, (void *)(PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL)), 0);
-	return pid;
-}
-
-/* True: the child was killed at its n-th stop at a system call; false: it ended by itself before, and well. */
-static bool kill_at(void (*fn)(int), int arg, int n)
-{
-	pid_t pid = traced_child(fn, arg);
-	int status = 0;
-
-	for (int i = 0; i <= n; i++) {
-		assert_int_equal(ptrace(PTRACE_SYSCALL, pid, NULL, NULL), 0);
-		assert_int_equal(waitpid(pid, &status, 0), pid);
-		if (!WIFSTOPPED(status))
-			break;
-		assert_int_equal(WSTOPSIG(status), SIGTRAP | 0x80);
-	}
-	if (WIFSTOPPED(status)) {
-		kill(pid, SIGKILL);
-		assert_int_equal(waitpid(pid, &status, 0), pid);
-		assert_true(WIFSIGNALED(status));
-		return true;
-	}
-	if (WEXITSTATUS(status) == CHILD_CANT) {
-		print_message("missing: seccomp filters\n");
-		skip();
-	}
-	assert_true(WIFEXITED(status));
-	assert_int_equal(WEXITSTATUS(status), CHILD_OK);
-	return false;
 }
 
 static void killed_at_every_system_call(int err_rename)
