@@ -74,7 +74,8 @@ enum wpt_error {
 	WPT_E_STAGING = 5017,      /* the staging memory does not hold the dirty pages and the caller chose to refuse */
 	WPT_E_AMBIGUOUS = 5018,    /* a name or an id prefix fits several */
 	WPT_E_STORE = 5019,        /* the store is unavailable for now; try again */
-	WPT_E_UNREADABLE = 5020    /* the page was not readable when the snapshot was taken */
+	WPT_E_UNREADABLE = 5020,   /* the page was not readable when the snapshot was taken */
+	WPT_E_PRUNED = 5021        /* the link is older than the chain's oldest: it was pruned or merged away */
 };
 
 /* The version of the library that is running, "MAJOR.MINOR.PATCH". Never fails. Threads: any. */
@@ -524,7 +525,9 @@ struct wpt_chain;
  * Open a chain for reading. `chain` is a .wps file, a file of concatenated links or a folder, and optionally a suffix that says which
  * link is its end: @N (sequence number), @-1 (the last), @-2 ..., @id:PREFIX. A literal path that exists wins over a suffix. The
  * parents of a link in a folder, or of a .wps file in its folder, are found by their ids. A torn tail of a concatenation is ignored.
- * Errors: -ENOENT, -errno, WPT_E_NOT_SNAPSHOT, WPT_E_DAMAGED, WPT_E_TRUNCATED, WPT_E_FEATURE, WPT_E_CHAIN, WPT_E_AMBIGUOUS.
+ * A folder may be written to and pruned meanwhile. Once open, a chain reads what it read, also when its files are gone from the folder, but
+ * for those that it had to close, of more links than a quarter of the descriptors (at most 256): those are WPT_E_CHAIN then.
+ * Errors: -ENOENT, -errno, WPT_E_NOT_SNAPSHOT, WPT_E_DAMAGED, WPT_E_TRUNCATED, WPT_E_FEATURE, WPT_E_CHAIN, WPT_E_AMBIGUOUS, WPT_E_PRUNED.
  * Threads: wpt_chain_read() may be called by many threads at once on one chain; the rest by one. Since 0.1.
  */
 WPT_API int wpt_chain_open(struct wpt_chain **out, const char *chain);
@@ -615,6 +618,76 @@ struct wpt_merge_options {
  * links made after that one continue it. Errors: -EEXIST, -errno, WPT_E_DAMAGED. Since 0.1.
  */
 WPT_API int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merge_options *o);
+
+enum wpt_prune_flags {
+	WPT_PRUNE_DRY_RUN = 1u << 0, /* only say what would be done; the chain is not locked */
+	/*
+	 * Only when it pays: when there are `keep` links too many, or 8 if that is more, or when the increments that would be merged are half as
+	 * large as what they would be merged into. Until then nothing is done, which is no error.
+	 */
+	WPT_PRUNE_LAZY = 1u << 1
+};
+
+/* What becomes of a link. */
+enum wpt_prune_action {
+	WPT_PRUNE_KEEP = 1,    /* it stays as it is */
+	WPT_PRUNE_MERGE = 2,   /* the oldest that is kept: it becomes full */
+	WPT_PRUNE_REMOVE = 3,
+	WPT_PRUNE_NEEDED = 4,  /* it is too old and stays, because a link of another branch builds on it */
+	WPT_PRUNE_FOREIGN = 5  /* it is too old and stays, because its file has another name than that of a link in a folder */
+};
+
+struct wpt_prune_link {
+	size_t size;
+	uint64_t sequence;
+	char id[33];
+	char file[223];
+	uint32_t action;       /* enum wpt_prune_action */
+	uint64_t length;       /* bytes */
+};
+
+struct wpt_prune_options {
+	size_t size;
+	uint32_t keep;         /* links, at least 1 */
+	uint32_t flags;        /* enum wpt_prune_flags */
+	int level;             /* of the full link, as in wpt_writer_options */
+	uint32_t nr_threads;   /* that merge; 0: one per CPU, at most 8 */
+	wpt_progress *progress;
+	/* Called once for every link of the chain before anything is done, the oldest first. Non-zero ends it, and is returned. */
+	int (*each)(void *arg, const struct wpt_prune_link *link);
+	void *arg;             /* of both */
+};
+
+struct wpt_prune_stats {
+	size_t size;
+	uint64_t sequence;      /* of the oldest link that is kept */
+	uint64_t nr_kept;       /* links that can be restored after it, those that branches need left out */
+	uint64_t nr_removed;    /* files; with WPT_PRUNE_DRY_RUN those that would be */
+	uint64_t nr_needed;     /* NEEDED and FOREIGN */
+	uint64_t nr_merged;     /* links that became the full one; 0: it was full already, or nothing was done */
+	uint64_t bytes_removed; /* files that were removed, and the one that was replaced */
+	uint64_t bytes_written; /* the full link */
+	uint64_t total_ns;
+};
+
+/*
+ * Keep the last `keep` links of a chain in a folder, up to the end that `chain` names, and what was made after it: the oldest of them becomes
+ * a full link (see wpt_chain_merge()) in the place of its file, and those before it are removed. Sequence numbers and ids stay what they are. What
+ * another link in the folder needs is not removed, nor are links of other chains and branches. The full link is checked against the chain
+ * before anything is replaced; whenever this process or the machine dies, all links that are kept can be restored as they could before, and the next
+ * call removes what is left over. It needs room for the full link beside all others. A file of links can't be pruned: merge it to another.
+ * Returns 0, also if there was nothing to do. Errors: -ENOTDIR (not a folder), -EINVAL, WPT_E_LOCKED (a writer has it open, see
+ * wpt_writer_prune()), -ENOSPC and other -errno, WPT_E_DAMAGED and what else wpt_chain_open() gives, -ECANCELED; before the first link was removed
+ * nothing is changed then. `stats` may be NULL. Cost: reads the links up to the oldest that is kept, writes that as a full one and reads it
+ * once more. Threads: any; not in a process that is quiesced. Since 0.1.
+ */
+WPT_API int wpt_chain_prune(const char *chain, const struct wpt_prune_options *o, struct wpt_prune_stats *stats);
+
+/*
+ * As wpt_chain_prune(), of the chain in a folder that `w` writes, between two links. Errors: as there, but WPT_E_LOCKED; -EINVAL: `w` does not
+ * write to a folder; -ENOENT: there is no link yet; WPT_E_FORKED. Threads: one per writer. Since 0.1.
+ */
+WPT_API int wpt_writer_prune(struct wpt_writer *w, const struct wpt_prune_options *o, struct wpt_prune_stats *stats);
 
 /*
  * Restore [start, end) into a new file `path` ("-": standard output) of exactly end - start bytes, sparse where zero. Unreadable

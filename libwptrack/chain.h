@@ -13,6 +13,14 @@
 void wpt_chain_tip(const struct wpt_chain *c, struct wpt_identity *identity, uint8_t digest[16], struct wpt_origin *origin,
 		   uint8_t key[32]);
 
+/* As wpt_chain_open(), of the file `name` in a folder by itself. */
+int wpt_chain_open_at(struct wpt_chain **out, int dir_fd, const char *name);
+
+/* Writes the chain as one full link to `sink`, without committing it. The options were checked. */
+int wpt_chain_merge_to(struct wpt_chain *c, struct wpt_sink *sink, const struct wpt_merge_options *o, uint64_t *bytes);
+/* Whether the options are good. */
+int wpt_merge_options_copy(struct wpt_merge_options *to, const struct wpt_merge_options *from);
+
 /* End of the last good link of a concatenation, where the next is appended. */
 uint64_t wpt_chain_end_offset(const struct wpt_chain *c);
 

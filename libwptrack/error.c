@@ -54,6 +54,8 @@ static const char *own_text(enum wpt_error e)
 		return "the name fits several; give the address range or a longer prefix";
 	case WPT_E_STORE:
 		return "the store is unavailable; try again later";
+	case WPT_E_PRUNED:
+		return "the chain does not reach back to this link any more: it was pruned or merged away";
 	case WPT_E_UNREADABLE:
 		return "the page was not readable when the snapshot was taken";
 	}

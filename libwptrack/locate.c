@@ -16,6 +16,7 @@
 
 #define NAME_TAIL 37 /* "-" and 32 digits and ".wps" */
 #define SEARCH_BYTES 65536u
+#define LIST_TRIES 8
 #define FRAME_HEAD 12u /* magic, length and tag, which all trailers have in common */
 
 static const uint8_t *id_of(const struct wpt_place *p)
@@ -356,7 +357,20 @@ static int find_in_other(struct wpt_locator *l, const char *name)
 	for (i = 0; !rc && i < one.nr; i++)
 		rc = place_add(l, &one.places[i].link, one.places[i].name);
 	free(one.places);
+	if (!l->other_error && (one.error || (rc && rc != -WPT_E_NOT_SNAPSHOT && rc != -ENOENT)))
+		l->other_error = one.error ? one.error : rc;
 	return rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE ? rc : 0;
+}
+
+/* The sum of it over a folder's files is the same as long as none comes, goes, or takes the name of another. */
+static uint64_t entry_stamp(const struct dirent *entry)
+{
+	uint64_t hash = (uint64_t)entry->d_ino * 0x9E3779B97F4A7C15u + 1;
+	const char *p;
+
+	for (p = entry->d_name; *p; p++)
+		hash = (hash ^ (unsigned char)*p) * 0x100000001B3u;
+	return hash ^ hash >> 29;
 }
 
 static int find_in_folder(struct wpt_locator *l, bool (*wanted)(const char *name), int (*find)(struct wpt_locator *l, const char *name),
@@ -381,7 +395,10 @@ static int find_in_folder(struct wpt_locator *l, bool (*wanted)(const char *name
 			rc = -errno;
 			break;
 		}
-		if (wanted(entry->d_name) && (!except || strcmp(entry->d_name, except) != 0))
+		if (!wanted(entry->d_name))
+			continue;
+		l->stamp += entry_stamp(entry);
+		if (find && (!except || strcmp(entry->d_name, except) != 0))
 			rc = find(l, entry->d_name);
 	}
 	closedir(dir);
@@ -415,20 +432,27 @@ static int sort_ids(struct wpt_locator *l)
 	return 0;
 }
 
+uint32_t wpt_locate_id(const struct wpt_locator *l, const uint8_t id[16])
+{
+	uint32_t low = 0, high = l->nr_sorted, middle;
+
+	while (low < high) {
+		middle = low + (high - low) / 2;
+		if (memcmp(id_of(&l->places[l->by_id[middle]]), id, 16) < 0)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
 /* The link that `child` was made from, or one that stands in for it; the ids are sorted. Of several the full one: its chain is shorter. */
 static const struct wpt_place *parent_of(const struct wpt_locator *l, const struct wpt_place *child)
 {
 	const struct wpt_identity *id = &child->link.head.identity;
 	const struct wpt_place *found = NULL, *p;
-	uint32_t low = 0, high = l->nr_sorted, middle;
+	uint32_t low = wpt_locate_id(l, id->parent_id);
 
-	while (low < high) {
-		middle = low + (high - low) / 2;
-		if (memcmp(id_of(&l->places[l->by_id[middle]]), id->parent_id, 16) < 0)
-			low = middle + 1;
-		else
-			high = middle;
-	}
 	for (; low < l->nr_sorted && !memcmp(id_of(&l->places[l->by_id[low]]), id->parent_id, 16); low++) {
 		p = &l->places[l->by_id[low]];
 		if (same_chain(p, child) && !memcmp(p->link.trailer.digest, id->parent_digest, 16) &&
@@ -436,6 +460,11 @@ static const struct wpt_place *parent_of(const struct wpt_locator *l, const stru
 			found = p;
 	}
 	return found;
+}
+
+const struct wpt_place *wpt_locate_parent(const struct wpt_locator *l, const struct wpt_place *child)
+{
+	return sequence_of(child) ? parent_of(l, child) : NULL;
 }
 
 /* Whether every link to choose from has what it needs. */
@@ -452,7 +481,15 @@ static int all_have_parents(struct wpt_locator *l, bool *all)
 
 /* ---- what CHAIN names ---- */
 
-static int locate_folder(struct wpt_locator *l)
+int wpt_locate_others(struct wpt_locator *l)
+{
+	if (l->others)
+		return 0;
+	l->others = true;
+	return find_in_folder(l, is_other_name, find_in_other, NULL);
+}
+
+static int list_folder(struct wpt_locator *l)
 {
 	int fd = open(l->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
 	bool all;
@@ -466,9 +503,44 @@ static int locate_folder(struct wpt_locator *l)
 	l->nr_own = l->nr;
 	if (!rc)
 		rc = all_have_parents(l, &all);
-	if (!rc && !all)
-		rc = find_in_folder(l, is_other_name, find_in_other, NULL);
-	return rc;
+	return rc || all ? rc : wpt_locate_others(l);
+}
+
+/* What was found is forgotten, but not what to look for. */
+static void unlist(struct wpt_locator *l)
+{
+	wpt_pool_close(l->pool);
+	l->pool = NULL;
+	l->nr = l->nr_own = l->nr_sorted = 0;
+	l->others = false;
+	l->error = l->other_error = 0;
+	l->error_sequence = l->stamp = 0;
+}
+
+/*
+ * While a folder is listed, a link may become full in the place of its file and those before it go away: then the one was seen as it was and the
+ * others are missing, or, where the file system lists the new file as one that came later, the one is missing. So a list is good if the next is
+ * the same. After some tries it will do, since links may come faster than they are listed.
+ */
+static int locate_folder(struct wpt_locator *l)
+{
+	uint64_t stamp;
+	int tries, rc;
+
+	for (tries = 0; tries < LIST_TRIES; tries++) {
+		unlist(l);
+		rc = list_folder(l);
+		if (rc)
+			return rc;
+		stamp = l->stamp;
+		l->stamp = 0;
+		rc = find_in_folder(l, is_link_name, NULL, NULL);
+		if (!rc && l->others)
+			rc = find_in_folder(l, is_other_name, NULL, NULL);
+		if (rc || l->stamp == stamp)
+			return rc;
+	}
+	return 0;
 }
 
 static int locate_file(struct wpt_locator *l)
@@ -516,6 +588,23 @@ int wpt_locate(struct wpt_locator *l, const char *chain)
 	if (S_ISDIR(st.st_mode))
 		return locate_folder(l);
 	return S_ISREG(st.st_mode) ? locate_file(l) : -WPT_E_NOT_SNAPSHOT;
+}
+
+int wpt_locate_at(struct wpt_locator *l, int dir_fd, const char *name)
+{
+	struct wpt_source *source;
+	int fd = fcntl(dir_fd, F_DUPFD_CLOEXEC, 3), rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = wpt_pool_open(&l->pool, fd);
+	if (!rc)
+		rc = wpt_pool_file(l->pool, name, &source);
+	if (!rc)
+		rc = find_in_source(l, source);
+	l->nr_own = l->nr;
+	l->file_error = l->error;
+	return rc;
 }
 
 int wpt_locate_memory(struct wpt_locator *l, const void *data, size_t len)
@@ -711,6 +800,22 @@ static int parse_number(const char *s, uint64_t *n)
 	return *end || errno ? -EINVAL : 0;
 }
 
+/* Whether the chain of `of` begins later than with this number, with a link that is full. */
+static bool is_pruned(const struct wpt_locator *l, const struct wpt_place *of, uint64_t sequence)
+{
+	bool later = false;
+	uint32_t i;
+
+	for (i = 0; i < l->nr; i++) {
+		if (!is_full(&l->places[i]) || !same_chain(&l->places[i], of))
+			continue;
+		if (sequence_of(&l->places[i]) <= sequence)
+			return false;
+		later = true;
+	}
+	return later;
+}
+
 /* The link that the suffix names. "@-N" counts in sequence numbers from the last. */
 static int choose(struct wpt_locator *l, struct wpt_cache *cache, const struct wpt_place **out)
 {
@@ -747,7 +852,9 @@ static int choose(struct wpt_locator *l, struct wpt_cache *cache, const struct w
 	}
 	rc = choose_sequence(l, last, n, out);
 	/* It may be the file that could not be read. */
-	return rc == -ENOENT && l->error ? l->error : rc;
+	if (rc == -ENOENT && l->error)
+		return l->error;
+	return rc == -ENOENT && is_pruned(l, last, n) ? -WPT_E_PRUNED : rc;
 }
 
 int wpt_locate_chain(struct wpt_locator *l, struct wpt_cache *cache, const struct wpt_place ***out, uint32_t *nr)
@@ -763,7 +870,7 @@ int wpt_locate_chain(struct wpt_locator *l, struct wpt_cache *cache, const struc
 	for (p = tip; p && !is_full(p); p = parent_of(l, p))
 		n++;
 	if (!p)
-		return l->error ? l->error : -WPT_E_CHAIN;
+		return l->error ? l->error : is_pruned(l, tip, sequence_of(tip)) ? -WPT_E_PRUNED : -WPT_E_CHAIN;
 	n++;
 	order = calloc(n, sizeof(*order));
 	if (!order)

@@ -24,6 +24,9 @@ struct wpt_locator {
 	uint32_t *by_id;           /* the first nr_sorted places by link id */
 	uint32_t nr_sorted;
 	bool folder;
+	bool others;               /* folder: files by other names were looked at, too */
+	int other_error;           /* of one of those that may be a snapshot */
+	uint64_t stamp;            /* of the folder's files, as they were listed */
 	const char *suffix;        /* NULL: the last link */
 	char *path;
 	int error;                 /* of a file in the folder, or of a link in the file, that is no good */
@@ -35,10 +38,19 @@ struct wpt_locator {
 
 int wpt_locate(struct wpt_locator *l, const char *chain);
 int wpt_locate_memory(struct wpt_locator *l, const void *data, size_t len);
+/* The file `name` of a folder by itself. */
+int wpt_locate_at(struct wpt_locator *l, int dir_fd, const char *name);
+/* Folder: also what nothing needs so far, of all files by other names. */
+int wpt_locate_others(struct wpt_locator *l);
 /* Frees all but the pool if the caller took it and set it to NULL. Zeroed is closed. */
 void wpt_locate_close(struct wpt_locator *l);
 
 /* The links of the chain that the suffix names, the oldest first; *out is the caller's to free(). */
 int wpt_locate_chain(struct wpt_locator *l, struct wpt_cache *cache, const struct wpt_place ***out, uint32_t *nr);
+
+/* The link that `child` was made from, whether or not it needs one, as wpt_locate_chain() finds it; after that. */
+const struct wpt_place *wpt_locate_parent(const struct wpt_locator *l, const struct wpt_place *child);
+/* Where in `by_id` links of this id begin, if there are any; after that. */
+uint32_t wpt_locate_id(const struct wpt_locator *l, const uint8_t id[16]);
 
 #endif

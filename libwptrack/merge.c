@@ -188,22 +188,22 @@ static uint64_t bytes_tracked(const struct wpt_chain *c)
 	return bytes;
 }
 
-int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merge_options *options)
+int wpt_merge_options_copy(struct wpt_merge_options *to, const struct wpt_merge_options *from)
+{
+	int rc = wpt_options_copy(to, sizeof(*to), from, sizeof(*to));
+
+	return rc ? rc : wpt_layer_level_valid(to->level) && to->nr_threads <= 256 ? 0 : -EINVAL;
+}
+
+int wpt_chain_merge_to(struct wpt_chain *c, struct wpt_sink *sink, const struct wpt_merge_options *o, uint64_t *bytes)
 {
 	const struct wpt_reader_info *tip = wpt_reader_info(c->links[c->nr_links - 1].reader);
-	struct wpt_layer_result result;
-	struct wpt_merge_options o;
-	struct merge m = { .c = c, .o = &o, .total = bytes_tracked(c) };
-	struct wpt_sink *sink = NULL;
-	int rc = wpt_options_copy(&o, sizeof(o), options, sizeof(o));
+	struct wpt_layer_result result = { 0 };
+	struct merge m = { .c = c, .o = o, .total = bytes_tracked(c) };
+	int rc;
 
-	if (!rc && (!wpt_layer_level_valid(o.level) || o.nr_threads > 256))
-		rc = -EINVAL;
-	m.nr_threads = o.nr_threads ? WPT_MIN(o.nr_threads, WPT_PIPE_THREADS_MAX) : wpt_chain_nr_threads(c);
-	if (!rc)
-		rc = wpt_sink_file(&sink, path, true);
-	if (!rc)
-		rc = merge_open(&m, sink);
+	m.nr_threads = o->nr_threads ? WPT_MIN(o->nr_threads, WPT_PIPE_THREADS_MAX) : wpt_chain_nr_threads(c);
+	rc = merge_open(&m, sink);
 	if (!rc)
 		rc = add_pages(&m);
 	if (!rc)
@@ -212,9 +212,24 @@ int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merg
 		rc = add_sections(&m);
 	if (!rc)
 		rc = wpt_layer_finish(m.w, tip->time_ns, tip->pause_ns, &result);
+	wpt_layer_writer_close(m.w);
+	*bytes = result.bytes;
+	return rc;
+}
+
+int wpt_chain_merge(struct wpt_chain *c, const char *path, const struct wpt_merge_options *options)
+{
+	struct wpt_merge_options o;
+	struct wpt_sink *sink = NULL;
+	uint64_t bytes;
+	int rc = wpt_merge_options_copy(&o, options);
+
+	if (!rc)
+		rc = wpt_sink_file(&sink, path, true);
+	if (!rc)
+		rc = wpt_chain_merge_to(c, sink, &o, &bytes);
 	if (!rc)
 		rc = sink->commit(sink);
-	wpt_layer_writer_close(m.w);
 	if (sink)
 		sink->close(sink);
 	return rc;

@@ -11,6 +11,7 @@ struct pooled {
 	struct wpt_pool *pool;
 	struct pooled *next;       /* all of the pool */
 	struct wpt_source *file;   /* NULL: closed for now */
+	bool known;                /* size, dev and ino of the source are of the file that was added */
 	unsigned int nr_users;     /* reads in flight; not closed meanwhile */
 	uint64_t tick;             /* of the last use */
 	char name[];
@@ -100,6 +101,11 @@ static void make_room(struct wpt_pool *p)
 	}
 }
 
+static bool is_same(const struct wpt_source *a, const struct wpt_source *b)
+{
+	return a->dev == b->dev && a->ino == b->ino && a->size == b->size;
+}
+
 static int ensure_open(struct wpt_pool *p, struct pooled *f)
 {
 	int rc;
@@ -109,9 +115,15 @@ static int ensure_open(struct wpt_pool *p, struct pooled *f)
 		return 0;
 	make_room(p);
 	rc = wpt_source_file(&f->file, p->dir_fd, f->name);
-	if (!rc)
-		p->nr_open++;
-	return rc;
+	if (rc)
+		return rc;
+	p->nr_open++;
+	/* Another file has the name by now, as of a link that became full: what is known of the first does not hold for it. */
+	if (f->known && !is_same(&f->source, f->file)) {
+		file_close(p, f);
+		return -WPT_E_CHAIN;
+	}
+	return 0;
 }
 
 static int pooled_read(struct wpt_source *s, uint64_t offset, void *buf, size_t len)
@@ -151,6 +163,9 @@ static struct pooled *pooled_new(struct wpt_pool *p, const char *name)
 static void pooled_add(struct wpt_pool *p, struct pooled *f, struct wpt_source **out)
 {
 	f->source.size = f->file->size;
+	f->source.dev = f->file->dev;
+	f->source.ino = f->file->ino;
+	f->known = true;
 	f->next = p->all;
 	p->all = f;
 	*out = &f->source;

@@ -16,6 +16,7 @@
 #include "locate.h"
 #include "notes.h"
 #include "own.h"
+#include "prune.h"
 #include "store.h"
 #include "take.h"
 #include "tracker.h"
@@ -289,6 +290,27 @@ void wpt_writer_close(struct wpt_writer *w)
 	wpt_layer_kit_close(w->kit);
 	free(w->path);
 	free(w);
+}
+
+int wpt_writer_prune(struct wpt_writer *w, const struct wpt_prune_options *o, struct wpt_prune_stats *stats)
+{
+	struct wpt_prune_params p = { .sync = !(w->o.flags & WPT_WRITER_NO_SYNC), .dir_fd = w->dir, .level = w->o.level };
+	char *chain, id[33];
+	int err = wpt_tracker_check(w->t);
+
+	if (err)
+		return err;
+	if (w->o.dest != WPT_DEST_FOLDER)
+		return -EINVAL;
+	if (!w->has_tip)
+		return -ENOENT;
+	hex(id, w->tip.link_id, 16);
+	if (asprintf(&chain, "%s@id:%s", w->path, id) < 0)
+		return -ENOMEM;
+	p.chain = chain;
+	err = wpt_prune(&p, o, stats);
+	free(chain);
+	return err;
 }
 
 /* ---- taking ---- */

@@ -53,6 +53,9 @@ struct file_sink {
 	size_t nr_held;
 	int dir_fd;          /* a new file in a folder, else -1 */
 	char temp[48];       /* its name while there is one */
+	bool replace;        /* what has the name already */
+	int (*check)(void *arg, int dir_fd, const char *temp);
+	void *arg;
 	char name[NAME_MAX + 1];
 };
 
@@ -197,10 +200,27 @@ static bool is_same_file(int fd, int dir_fd, const char *name)
 	return !fstat(fd, &a) && !fstatat(dir_fd, name, &b, AT_SYMLINK_NOFOLLOW) && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+/* Which of the two files the disk has after a failed fsync is not known: either will do, so neither is removed. */
+static int publish_over(struct file_sink *f)
+{
+	int rc = f->check ? f->check(f->arg, f->dir_fd, f->temp) : 0;
+
+	if (rc)
+		return rc;
+	if (renameat(f->dir_fd, f->temp, f->dir_fd, f->name))
+		return -errno;
+	f->temp[0] = '\0';
+	flock(f->fd, LOCK_UN);
+	return f->sync ? sync_fd(f->dir_fd) : 0;
+}
+
 static int publish(struct file_sink *f)
 {
-	int rc = rename_new(f);
+	int rc;
 
+	if (f->replace)
+		return publish_over(f);
+	rc = rename_new(f);
 	if (rc)
 		return rc;
 	f->temp[0] = '\0';
@@ -323,7 +343,7 @@ static int temp_open(struct file_sink *f)
 	return -EEXIST;
 }
 
-int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sync)
+static int sink_in_folder(struct file_sink **out, int dir_fd, const char *name, bool sync, bool replace)
 {
 	struct file_sink *f;
 	struct stat st;
@@ -342,18 +362,43 @@ int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sy
 		rc = -errno;
 		goto fail;
 	}
-	if (!fstatat(f->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW)) {
+	f->replace = replace;
+	if (!replace && !fstatat(f->dir_fd, name, &st, AT_SYMLINK_NOFOLLOW)) {
 		rc = -EEXIST;
 		goto fail;
 	}
 	rc = temp_open(f);
 	if (rc)
 		goto fail;
-	*out = &f->sink;
+	*out = f;
 	return 0;
 fail:
 	file_close(&f->sink);
 	return rc;
+}
+
+int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sync)
+{
+	struct file_sink *f;
+	int rc = sink_in_folder(&f, dir_fd, name, sync, false);
+
+	if (!rc)
+		*out = &f->sink;
+	return rc;
+}
+
+int wpt_sink_replace(struct wpt_sink **out, int dir_fd, const char *name, bool sync,
+		     int (*check)(void *arg, int dir_fd, const char *temp), void *arg)
+{
+	struct file_sink *f;
+	int rc = sink_in_folder(&f, dir_fd, name, sync, true);
+
+	if (rc)
+		return rc;
+	f->check = check;
+	f->arg = arg;
+	*out = &f->sink;
+	return 0;
 }
 
 int wpt_sink_file(struct wpt_sink **out, const char *path, bool sync)
@@ -598,6 +643,8 @@ int wpt_source_file(struct wpt_source **out, int dir_fd, const char *path)
 	}
 	f->source.read = file_read;
 	f->source.size = (uint64_t)st.st_size;
+	f->source.dev = st.st_dev;
+	f->source.ino = st.st_ino;
 	f->source.close = file_source_close;
 	f->fd = fd;
 	*out = &f->source;
@@ -718,6 +765,17 @@ int wpt_store_lock(int fd)
 	}
 	remove_stale(fd);
 	return lock;
+}
+
+int wpt_store_sync(int dir_fd, const char *name)
+{
+	int fd = openat(dir_fd, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC), rc;
+
+	if (fd < 0)
+		return -errno;
+	rc = sync_fd(fd);
+	close(fd);
+	return rc;
 }
 
 int wpt_store_sync_name(const char *path)

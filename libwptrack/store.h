@@ -20,6 +20,12 @@ struct wpt_sink {
 
 /* A link in a folder: a temporary name in the folder, fsync, RENAME_NOREPLACE to `name`, fsync of the folder. */
 int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sync);
+/*
+ * As wpt_sink_folder(), but a file of that name is replaced. When all is written and durable, `check` is called with the temporary name: an error
+ * of it is the commit's, and nothing is replaced.
+ */
+int wpt_sink_replace(struct wpt_sink **out, int dir_fd, const char *name, bool sync,
+		     int (*check)(void *arg, int dir_fd, const char *temp), void *arg);
 /* A new file by path; "-" is standard output. -EEXIST if it exists, now or at commit. */
 int wpt_sink_file(struct wpt_sink **out, const char *path, bool sync);
 /* To an open descriptor, from its current position; close does not close it. */
@@ -37,6 +43,7 @@ struct wpt_source {
 	/* Reads exactly len bytes at offset: 0, -errno, -WPT_E_TRUNCATED behind the end. Any thread. */
 	int (*read)(struct wpt_source *s, uint64_t offset, void *buf, size_t len);
 	uint64_t size;
+	uint64_t dev, ino;        /* of a file */
 	void (*close)(struct wpt_source *s);
 };
 
@@ -48,6 +55,9 @@ int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
  * temporary files of dead writers are removed. A file: flock on `fd` itself, which lasts until it is closed; returns 0.
  */
 int wpt_store_lock(int fd);
+
+/* Makes a folder, or a file in it that others wrote, durable as it is. */
+int wpt_store_sync(int dir_fd, const char *name);
 
 /* Makes durable that the folder above has the file or folder `path`. One that may not be read is left alone, which is no error. */
 int wpt_store_sync_name(const char *path);
