@@ -149,6 +149,9 @@ static void take_links(struct watch *w, const char *trigger)
 	w->attempts++;
 	for (i = 0; i < w->nr; i++)
 		take_link(w, i, trigger);
+	for (i = 0; i < w->nr; i++)
+		if (w->v[i].open)
+			session_prune(&w->v[i].s);
 }
 
 /* Machines that are still watched; out_failed where nobody reads what is said of them. */

@@ -82,6 +82,7 @@ static int watch_loop(struct watch *w)
 		session_end(&w->s, "failed");
 		return exit_code_of(err);
 	}
+	session_prune(&w->s);
 	events_start_timer(&w->e, w->o->every_ns);
 	for (;;) {
 		if (w->s.out_failed) {
@@ -97,6 +98,8 @@ static int watch_loop(struct watch *w)
 			return report(err, NULL, "watch: cannot wait for process %d", (int)w->pid);
 		if (!gone && (w->e.signal || w->e.period))
 			gone = try_link(w, w->e.signal ? "SIGUSR1" : "timer") == -WPT_E_GONE;
+		if (!gone && (w->e.signal || w->e.period))
+			session_prune(&w->s);
 		if (gone) {
 			complain("watch: process %d exited or executed another program; %llu links of it are complete in %s", (int)w->pid,
 				 (unsigned long long)w->s.nr_links, w->o->output);
@@ -246,7 +249,9 @@ static void run_link(struct watch *w, const char *trigger)
 	}
 	if (!w->tracking || !w->s.nr_links || err == -WPT_E_GONE)
 		without(w);
-	else if (count_reached(w))
+	else
+		session_prune(&w->s);
+	if (count_reached(w))
 		stop_tracking(w);
 }
 

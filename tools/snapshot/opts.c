@@ -179,6 +179,16 @@ static int set_count(struct opts *o, const char *value)
 	return EXIT_OK;
 }
 
+static int set_keep(struct opts *o, const char *value)
+{
+	uint64_t n;
+
+	if (parse_u64(value, &n) || n == 0 || n > INT32_MAX)
+		return usage_error(o->cmd, "--keep takes a whole number from 1 up, not '%s'", value);
+	o->keep = (uint32_t)n;
+	return EXIT_OK;
+}
+
 static int set_pid(struct opts *o, const char *value)
 {
 	if (parse_pid(value, &o->pid))
@@ -201,12 +211,14 @@ static const struct option_def options[] = {
 	{ "parent", 0, "CHAIN", CMD_SAVE | CMD_QEMU_SAVE, "store only what differs from this chain", set_parent, 0 },
 	{ "every", 0, "TIME", CMD_PERIODS, "period of links, 5s by default; 0: on SIGUSR1 only", set_every, 0 },
 	{ "count", 0, "N", CMD_PERIODS, "end after N links, the base and failed attempts included", set_count, 0 },
+	{ "keep", 0, "N", CMD_PERIODS | CMD_PRUNE, "keep the last N links: the oldest of them becomes full, those before it go", set_keep, 0 },
+	{ "dry-run", 0, NULL, CMD_PRUNE, "only print what would be done", FLAG(dry_run) },
 	{ "new", 0, NULL, CMD_PERIODS, "start a new chain beside another target's", FLAG(new_chain) },
 	{ "range", 0, "SPEC", CMD_PROCESS | CMD_RESTORE, "only START-END in hexadecimal, or the mapping of this name", set_range, 0 },
 	{ "mode", 0, "MODE", CMD_PROCESS, "pause (default) or cow: one instant of all memory; fuzzy: no pause", set_mode, 0 },
 	{ "backend", 0, "BACKEND", CMD_TAKE, "async: the kernel notes writes; sync: wpsnap resolves them; auto: what there is", set_backend, 0 },
-	{ "level", 0, "N", CMD_TAKE | CMD_MERGE, "zstd level, -100 (fastest) to 19, or auto; 1 by default", set_level, 0 },
-	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,
+	{ "level", 0, "N", CMD_TAKE | CMD_MERGE | CMD_PRUNE, "zstd level, -100 (fastest) to 19, or auto; 1 by default", set_level, 0 },
+	{ "threads", 0, "N", CMD_TAKE | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE | CMD_PRUNE,
 	  "threads that (un)compress; by default one for each CPU", set_threads, 0 },
 	{ "verify-content", 0, NULL, CMD_TAKE, "compare mappings of files by content at every link", FLAG(verify_content) },
 	{ "assume-sole-writer", 0, NULL, CMD_TAKE, "trust that nobody else writes to the target's shared files",
@@ -225,8 +237,8 @@ static const struct option_def options[] = {
 	{ "with-disks", 0, NULL, CMD_QEMU | CMD_QEMU_RESTORE, "snapshots of the qcow2 disks too, at the same instant", FLAG(with_disks) },
 	{ "paused", 0, NULL, CMD_QEMU_RESTORE, "do not let the guest run", FLAG(paused) },
 	{ "lazy", 0, NULL, CMD_QEMU_RESTORE, "let the guest run at once, and bring its memory as it is needed", FLAG(lazy) },
-	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF, "one JSON object a line", FLAG(json) },
-	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE,
+	{ "json", 0, NULL, CMD_PROBE | CMD_TAKE | CMD_INFO | CMD_VERIFY | CMD_DIFF | CMD_PRUNE, "one JSON object a line", FLAG(json) },
+	{ "quiet", 'q', NULL, CMD_TAKE | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_QEMU_RESTORE | CMD_PRUNE,
 	  "no progress, summary and notes", FLAG(quiet) },
 	{ "help", 'h', NULL, CMD_ALL, "print this", FLAG(help) },
 	{ "version", 'V', NULL, CMD_ALL, "print the version", FLAG(version) },
@@ -336,7 +348,7 @@ int opts_check_place(const struct command *cmd, const char *place, bool input)
 static int check(const struct opts *o)
 {
 	const struct command *cmd = o->cmd;
-	bool chains = cmd->id & (CMD_INFO | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE);
+	bool chains = cmd->id & (CMD_INFO | CMD_VERIFY | CMD_DIFF | CMD_MERGE | CMD_RESTORE | CMD_PRUNE);
 	int i, code = EXIT_OK;
 
 	if (o->nr_args < cmd->min_args)
@@ -345,6 +357,10 @@ static int check(const struct opts *o)
 		return usage_error(cmd, "'%s' is one argument too many", o->args[cmd->max_args]);
 	if (cmd->needs_output && !o->output)
 		return usage_error(cmd, "-o is missing: it says where to write");
+	if (cmd->id == CMD_PRUNE && !o->keep)
+		return usage_error(cmd, "--keep N is missing: it says how many links stay");
+	if (cmd->id == CMD_PRUNE && strcmp(o->args[0], "-") == 0)
+		return usage_error(cmd, "a stream can't be pruned; prune takes a folder of links");
 	if (o->registers && o->mode == WPT_MODE_FUZZY)
 		return usage_error(cmd, "--registers needs --mode pause: threads that run have no registers to read");
 	if (cmd->id == CMD_QEMU_RESTORE && o->collapse && !o->lazy)

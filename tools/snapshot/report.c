@@ -133,6 +133,8 @@ const char *next_read(int err)
 		return "snapshots belong to the user who took them; read them as that user";
 	case -WPT_E_CHAIN:
 		return "put the missing parents into the same folder";
+	case -WPT_E_PRUNED:
+		return "wpsnap info lists the links that are there";
 	case -WPT_E_NOT_SNAPSHOT:
 		return "check the name";
 	default:

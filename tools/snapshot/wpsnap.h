@@ -45,7 +45,8 @@ enum command_id {
 	CMD_RESTORE = 1u << 8,
 	CMD_QEMU_SAVE = 1u << 9,
 	CMD_QEMU_WATCH = 1u << 10,
-	CMD_QEMU_RESTORE = 1u << 11
+	CMD_QEMU_RESTORE = 1u << 11,
+	CMD_PRUNE = 1u << 12
 };
 
 struct opts;
@@ -81,9 +82,10 @@ struct opts {
 	uint32_t stop_timeout_ms;  /* 0: not given */
 	uint64_t every_ns;
 	uint64_t count;            /* 0: no end */
+	uint32_t keep;             /* links, 0: all */
 	pid_t pid;                 /* of QEMU, 0: not given */
 	uint64_t device_limit;     /* bytes, 0: not given */
-	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet, paused, with_disks, lazy;
+	bool new_chain, verify_content, sole_writer, refuse, collapse, registers, cmdline, json, quiet, paused, with_disks, lazy, dry_run;
 	bool help, version;
 };
 
@@ -234,12 +236,16 @@ struct session {
 	bool skipped;             /* by the last link */
 	bool ready;               /* the line was printed */
 	int last;                 /* error of the last take, 0: complete */
+	uint32_t prune_wait;      /* links until pruning is tried again, */
+	uint32_t prune_failed;    /* and how many it were after the last failure */
 };
 
 /* `dest` is an enum wpt_dest; `new_chain` in addition to what the options say. */
 int session_open(struct session *s, const struct opts *o, pid_t pid, uint32_t dest, bool new_chain);
 /* Takes one link and prints its line or why it failed. Returns the library's error. */
 int session_take(struct session *s, const char *trigger);
+/* cmd_prune.c: after a link, what --keep says. Prints a line if links went, or why they could not. */
+void session_prune(struct session *s);
 /* Prints "ready". */
 void session_ready(struct session *s);
 void session_end(struct session *s, const char *reason);
@@ -255,6 +261,7 @@ int cmd_info(const struct opts *o);
 int cmd_verify(const struct opts *o);
 int cmd_diff(const struct opts *o);
 int cmd_merge(const struct opts *o);
+int cmd_prune(const struct opts *o);
 int cmd_restore(const struct opts *o);
 int cmd_qemu_save(const struct opts *o);
 int cmd_qemu_watch(const struct opts *o);

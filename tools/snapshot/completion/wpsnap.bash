@@ -12,7 +12,7 @@ _wpsnap()
 
 	if [[ $COMP_CWORD -eq 1 ]]; then
 		compopt +o filenames 2>/dev/null
-		mapfile -t COMPREPLY < <(compgen -W 'probe save watch run info verify diff merge restore qemu --help --version' -- "$cur")
+		mapfile -t COMPREPLY < <(compgen -W 'probe save watch run info verify diff merge prune restore qemu --help --version' -- "$cur")
 		return
 	fi
 	if [[ $cmd == qemu ]]; then
@@ -56,7 +56,7 @@ _wpsnap()
 		mapfile -t COMPREPLY < <(compgen -W 'off auto' -- "$cur")
 		return
 		;;
-	--every | --count | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout | --pid | --device-limit)
+	--every | --count | --keep | --threads | --range | --staging | --rounds | --target-pause | --stop-timeout | --pid | --device-limit)
 		return
 		;;
 	esac
@@ -68,14 +68,15 @@ _wpsnap()
 		case $cmd in
 		probe | info) take='--json' ;;
 		save) take+=' --parent' ;;
-		watch | run) take+=' --every --count --new --hot-set' ;;
+		watch | run) take+=' --every --count --keep --new --hot-set' ;;
 		verify | diff) take='--json --quiet' ;;
 		merge) take='--output --level --threads --quiet' ;;
+		prune) take='--keep --dry-run --level --threads --json --quiet' ;;
 		restore) take='--output --range --threads --quiet' ;;
 		'qemu save' | 'qemu watch')
 			take='--output --pid --device-limit --backend --level --threads --verify-content --assume-sole-writer --staging --refuse --rounds
 				--target-pause --stop-timeout --with-disks --cmdline --json --quiet'
-			[[ $cmd == 'qemu save' ]] && take+=' --parent' || take+=' --every --count --new --hot-set'
+			[[ $cmd == 'qemu save' ]] && take+=' --parent' || take+=' --every --count --keep --new --hot-set'
 			;;
 		'qemu restore') take='--lazy --collapse --paused --with-disks --threads --quiet' ;;
 		*) return ;;
@@ -88,7 +89,7 @@ _wpsnap()
 		compopt +o filenames 2>/dev/null
 		mapfile -t COMPREPLY < <(cd /proc && compgen -G '[0-9]*' | grep -- "^$cur")
 		;;
-	info | verify | diff | merge | restore | 'qemu '*)
+	info | verify | diff | merge | prune | restore | 'qemu '*)
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		;;
 	esac
