@@ -7,7 +7,7 @@ load common
 setup() { common_setup; }
 teardown() { common_teardown; }
 
-COMMANDS='probe save watch run info verify diff merge restore'
+COMMANDS='probe save watch run info verify diff merge prune restore'
 
 # refused TEXT ARGS...: a usage error that has the text, and nothing on standard output
 refused()
@@ -40,7 +40,7 @@ refused()
 		for c in $COMMANDS; do
 			grep -qE "^  $c " out
 		done
-		lacks 'prune|heatmap|://' out
+		lacks 'heatmap|://' out
 	done
 }
 
@@ -107,7 +107,7 @@ refused()
 }
 
 @test "unknown commands, also those of later versions, are refused" {
-	for c in copy prune heatmap snap '' -x; do
+	for c in copy heatmap snap '' -x; do
 		refused 'no command' "$c"
 	done
 }
@@ -117,7 +117,7 @@ refused()
 	refused "no option '--compres'" save 1 -o f --compres
 	refused "no option '--lev'" save 1 -o f --lev 1
 	refused "no option '-x'" save 1 -o f -x
-	refused "no option '--keep'" watch 1 -o f --keep 3
+	refused "no option '--keep'" save 1 -o f --keep 3
 	refused "no option '--every'" save 1 -o f --every 1s
 	refused "no option '--json'" merge c -o f --json
 	refused "--new takes no value" watch 1 -o f --new=1
@@ -129,6 +129,7 @@ refused()
 	refused '-o is missing' run -- true
 	refused '-o is missing' merge c
 	refused '-o is missing' restore c
+	refused '--keep N is missing' prune c
 	refused 'needs a value' save 1 -o
 	refused 'needs a value' save 1 --output
 	refused 'needs a value' save 1 -o f --level

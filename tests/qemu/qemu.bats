@@ -166,6 +166,43 @@ teardown() { qemu_teardown; }
 	done
 }
 
+# Of a folder of a machine the oldest link's number
+oldest()
+{
+	find "$1" -name '*.wps' -printf '%f\n' | sort | head -1 | sed 's/-.*//; s/^0*//; s/^$/0/'
+}
+
+is_pruned()
+{
+	[ "$(oldest "$1")" -gt 5 ]
+}
+
+@test "--keep with two machines: each chain is kept to its last links, and each of them goes on" {
+	local n at
+
+	vm_grown one 5
+	vm_grown two 5
+	watch_start qemu watch one/qmp.sock two/qmp.sock -o dir --every 200ms --keep 2
+	until_true is_pruned dir/one
+	until_true is_pruned dir/two
+	watch_end
+	exits 0
+	for n in one two; do
+		vm_running $n
+		vm_runs_on $n
+		vm_kill $n
+		"$WPSNAP" verify "dir/$n"
+		[ "$(find "dir/$n" -name '*.wps' | wc -l)" -le 10 ]
+		for at in "$(oldest "dir/$n")" -2 -1; do
+			vm_restore "$n-copy$at" "dir/$n@$at"
+			vm_says "$n-copy$at" 20
+			vm_kill "$n-copy$at"
+			console_goes_on $n 0 "$(size_of $n)" "$n-copy$at"
+		done
+	done
+	grep -qE '^one: prune: 2 links kept, from [0-9]+ on, ' out
+}
+
 @test "wpsnap is killed at any moment: the guest runs on, is set as before, and the chain is good" {
 	local i
 
