@@ -21,6 +21,11 @@
 #include "killed.h"
 #include "prune.h"
 
+/* Newer machines have only the one. */
+#ifndef SYS_renameat
+#define SYS_renameat SYS_renameat2
+#endif
+
 static struct wpt_prune_stats stats;
 
 static int prune_flags(const char *chain, uint32_t keep, uint32_t flags)
@@ -710,32 +715,58 @@ static void a_reader_that_is_overtaken_reads_what_it_asked_for(void **state)
 	history_close(killed);
 }
 
+/* Pages of the last link that can be read; those that can't are those of links that are gone, and no page is another. */
+static uint32_t readable(struct wpt_chain *c, const struct sample_page *shows)
+{
+	uint8_t got[WPT_PAGE];
+	uint32_t i, n = 0;
+	int rc;
+
+	for (i = 0; i < SAMPLE_PAGES; i++) {
+		rc = wpt_chain_read(c, sample_addr(i), got, sizeof(got));
+		if (rc == -WPT_E_CHAIN)
+			continue;
+		n++;
+		if (rc == -WPT_E_UNREADABLE && shows[i].state == SAMPLE_UNREADABLE)
+			continue;
+		if (rc)
+			fail_msg("page %u: %d", i, rc);
+		assert_memory_equal(got, shows[i].data, WPT_PAGE);
+	}
+	return n;
+}
+
 /* One that had to close files can't go on with those that are gone, nor takes the full link for the one that had its name. */
 static void an_open_chain_shows_what_it_showed_or_says_so(void **state)
 {
 	struct history *h = history(73, 60);
+	uint32_t keep, n, some = 0;
 	struct rlimit limit, few;
 	struct wpt_chain *c, *all;
 	char what[128];
 	int rc;
 
 	(void)state;
-	put_all(h);
-	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
-	few = limit;
-	few.rlim_cur = 40;
-	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
-	rc = wpt_chain_open(&c, dir);
-	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
-	assert_int_equal(rc, 0);
-	assert_int_equal(wpt_chain_open(&all, dir), 0);
-	assert_int_equal(prune(2), 0);
-	rc = sample_check(c, h->links[59].shows, what);
-	assert_int_equal(rc, -WPT_E_CHAIN);
-	assert_int_equal(sample_check(all, h->links[59].shows, what), 0);
-	wpt_chain_close(c);
-	wpt_chain_close(all);
-	assert_points(h, 58);
+	for (keep = 2; keep < 58; keep++) {
+		clear_dir();
+		put_all(h);
+		assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+		few = limit;
+		few.rlim_cur = 40;
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+		rc = wpt_chain_open(&c, dir);
+		assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+		assert_int_equal(rc, 0);
+		assert_int_equal(wpt_chain_open(&all, dir), 0);
+		assert_int_equal(prune_fast(keep), 0);
+		n = readable(c, h->links[59].shows);
+		some += n > 0 && n < SAMPLE_PAGES;
+		assert_int_equal(sample_check(all, h->links[59].shows, what), 0);
+		wpt_chain_close(c);
+		wpt_chain_close(all);
+		assert_opens(dir, &h->links[59]);
+	}
+	assert_true(some > 10);
 	history_close(h);
 }
 
