@@ -4,6 +4,8 @@
  * userfaultfd protects synchronously, and savevm, which stops the guest, beside `wpsnap qemu save` and the links of `wpsnap qemu watch`. The guest is
  * tests/bench/guest/guest.c. All have memory and devices; stopped is the time between the events STOP and RESUME.
  *
+ * Then what the same guest gets done meanwhile if it is busy, and how long it takes to restore it, also lazily.
+ *
  * Of memory that is not shared `wpsnap qemu` takes no snapshots: there it is `wpsnap save` of the memory alone, with QEMU's threads stopped.
  */
 #include "peer.h"
@@ -92,9 +94,9 @@ static const char *guest_path(void)
 }
 
 /* For savevm to write to. */
-static const char *make_disk(void)
+static const char *make_disk(const char *name)
 {
-	const char *file = peer_path("vm.qcow2");
+	const char *file = peer_path("%s.qcow2", name);
 	const char *argv[] = { "qemu-img", "create", "-q", "-f", "qcow2", file, "16G", NULL };
 	uint64_t kib;
 
@@ -103,35 +105,46 @@ static const char *make_disk(void)
 	return file;
 }
 
-static pid_t guest_start(bool shared)
+struct command {
+	const char *argv[32];
+	const char *console;
+	char size[32], memory[256], append[64], debugcon[192], qmp[224], second[224], disk[256];
+};
+
+/* The files of the machine begin with `name`. */
+static void guest_command(struct command *c, const char *name, bool shared, uint64_t busy)
 {
-	const char *said = peer_path("console");
-	char memory[256], append[32], console[192], socket[192], qmp_option[224], second[224], disk[256];
-	uint64_t deadline = bench_now_ns() + 120000000000u;
 	const char *argv[] = {
-		"qemu-system-x86_64", "-accel", "tcg,tb-size=64", "-object", memory, "-machine", "q35,memory-backend=ram", "-m", NULL,
-		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", append, "-debugcon", console,
-		"-qmp", qmp_option, "-qmp", second, "-drive", disk, NULL,
+		"qemu-system-x86_64", "-accel", "tcg,tb-size=64", "-object", c->memory, "-machine", "q35,memory-backend=ram", "-m", c->size,
+		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", c->append, "-debugcon", c->debugcon,
+		"-qmp", c->qmp, "-qmp", c->second, "-drive", c->disk, NULL,
 	};
-	char size[32];
+
+	memcpy(c->argv, argv, sizeof(argv));
+	snprintf(c->size, sizeof(c->size), "%lluM", (unsigned long long)(ram >> 20));
+	if (shared)
+		snprintf(c->memory, sizeof(c->memory), "memory-backend-file,id=ram,size=%s,mem-path=%s,share=on", c->size, peer_path("%s.ram", name));
+	else
+		snprintf(c->memory, sizeof(c->memory), "memory-backend-ram,id=ram,size=%s", c->size);
+	snprintf(c->append, sizeof(c->append), "%llu %u %llu", (unsigned long long)(filled >> 20), PAGES_A_TICK, (unsigned long long)(busy >> 20));
+	c->console = peer_path("%s.console", name);
+	snprintf(c->debugcon, sizeof(c->debugcon), "file:%s", c->console);
+	snprintf(c->qmp, sizeof(c->qmp), "unix:%s,server=on,wait=off", peer_path("%s.qmp", name));
+	snprintf(c->second, sizeof(c->second), "unix:%s,server=on,wait=off", peer_path("%s.wpsnap", name));
+	snprintf(c->disk, sizeof(c->disk), "if=none,id=vm,format=qcow2,file=%s", make_disk(name));
+	unlink(c->console);
+}
+
+static pid_t guest_start(bool shared, uint64_t busy)
+{
+	uint64_t deadline = bench_now_ns() + 120000000000u;
+	struct command c;
 	pid_t pid;
 
-	snprintf(size, sizeof(size), "%lluM", (unsigned long long)(ram >> 20));
-	argv[8] = size;
-	if (shared)
-		snprintf(memory, sizeof(memory), "memory-backend-file,id=ram,size=%s,mem-path=%s,share=on", size, peer_path("guest.ram"));
-	else
-		snprintf(memory, sizeof(memory), "memory-backend-ram,id=ram,size=%s", size);
-	snprintf(append, sizeof(append), "%llu %u", (unsigned long long)(filled >> 20), PAGES_A_TICK);
-	snprintf(console, sizeof(console), "file:%s", said);
-	snprintf(socket, sizeof(socket), "%s", peer_path("qmp.sock"));
-	snprintf(qmp_option, sizeof(qmp_option), "unix:%s,server=on,wait=off", socket);
-	snprintf(second, sizeof(second), "unix:%s,server=on,wait=off", peer_path("wpsnap.sock"));
-	snprintf(disk, sizeof(disk), "if=none,id=vm,format=qcow2,file=%s", make_disk());
-	unlink(said);
-	pid = peer_start("qemu", argv);
-	qmp_connect(socket, pid);
-	while (!strstr(peer_text(said), "filled")) {
+	guest_command(&c, "guest", shared, busy);
+	pid = peer_start("qemu", c.argv);
+	qmp_connect(peer_path("guest.qmp"), pid);
+	while (!strstr(peer_text(c.console), "filled")) {
 		if (!peer_alive(pid) || bench_now_ns() > deadline)
 			peer_fail("qemu", "the guest did not fill its memory");
 		usleep(20000);
@@ -221,7 +234,7 @@ static void by_qemu(struct figures *f)
 
 static void by_savevm(struct figures *f)
 {
-	const char *file = peer_path("vm.qcow2");
+	const char *file = peer_path("guest.qcow2");
 	uint64_t t0, before = peer_file_size(file);
 
 	stopped_at = resumed_at = 0;
@@ -262,7 +275,7 @@ static const char *next_link(const char *text)
 static void by_wpsnap_qemu(struct link_figures *l)
 {
 	const char *file = peer_path("guest.wps"), *line;
-	const char *argv[] = { peer_wpsnap(), "qemu", "save", peer_path("wpsnap.sock"), "-o", file, "--json", "--assume-sole-writer", NULL };
+	const char *argv[] = { peer_wpsnap(), "qemu", "save", peer_path("guest.wpsnap"), "-o", file, "--json", "--assume-sole-writer", NULL };
 	uint64_t wall, kib;
 
 	unlink(file);
@@ -277,9 +290,10 @@ static void by_wpsnap_qemu(struct link_figures *l)
 /* The links after the base. */
 static void by_watch(struct link_figures *l, unsigned int nr)
 {
+	static unsigned int nr_chains;
 	char count[16];
-	const char *argv[] = { peer_wpsnap(), "qemu", "watch", peer_path("wpsnap.sock"), "-o", peer_path("chain"), "--json", "--assume-sole-writer",
-			       "--every", "200ms", "--count", count, NULL };
+	const char *argv[] = { peer_wpsnap(), "qemu", "watch", peer_path("guest.wpsnap"), "-o", peer_path("chain%u", nr_chains++), "--json",
+			       "--assume-sole-writer", "--every", "200ms", "--count", count, NULL };
 	const char *line;
 	uint64_t kib;
 
@@ -300,9 +314,9 @@ static void by_wpsnap(struct figures *f, pid_t qemu, const char *range)
 	bench_series_add(&f->stored, link.stored_mib);
 }
 
-static pid_t guest_with_monitor(bool shared)
+static pid_t guest_with_monitor(bool shared, uint64_t busy)
 {
-	pid_t qemu = guest_start(shared);
+	pid_t qemu = guest_start(shared, busy);
 
 	/* By default 128 MiB a second. */
 	qmp("{\"execute\": \"migrate-set-parameters\", \"arguments\": {\"max-bandwidth\": 100000000000}}");
@@ -320,7 +334,7 @@ static void measure_shared(unsigned int repeats)
 	const struct bench_aim less = { BENCH_RATIO, false, 1 }, short_stop = { BENCH_MEDIAN, false, 3 }, fewer = { BENCH_RATIO, false, 0.1 };
 	struct figures background, savevm;
 	struct link_figures full, links;
-	pid_t qemu = guest_with_monitor(true);
+	pid_t qemu = guest_with_monitor(true, 0);
 
 	figures_init(&background, "background-snapshot");
 	figures_init(&savevm, "savevm");
@@ -356,7 +370,7 @@ static void measure_private(unsigned int repeats)
 	const struct bench_aim less = { BENCH_RATIO, false, 1 };
 	struct figures ours, theirs;
 	char range[64];
-	pid_t qemu = guest_with_monitor(false);
+	pid_t qemu = guest_with_monitor(false, 0);
 
 	find_ram(qemu, range);
 	figures_init(&theirs, "background-snapshot");
@@ -376,6 +390,132 @@ static void measure_private(unsigned int repeats)
 	bench_note("wpsnap save --assume-sole-writer: the memory alone, without the state of the devices; theirs is with it");
 }
 
+/* ---- what a guest that is busy loses ---- */
+
+/* Since when, and how far it was. */
+struct progress {
+	uint64_t ns, said;
+};
+
+static struct progress progress_now(void)
+{
+	return (struct progress){ bench_now_ns(), peer_file_size(peer_path("guest.console")) };
+}
+
+/* Thousands of pages a second since then. */
+static void progress_add(struct bench_series *s, struct progress since)
+{
+	struct progress now = progress_now();
+
+	bench_series_add(s, (double)(now.said - since.said) * 1.024 / ((double)(now.ns - since.ns) / 1e9));
+}
+
+static void measure_busy(unsigned int repeats)
+{
+	enum { UNDISTURBED, BACKGROUND, SAVEVM, SAVE, WATCH, NR };
+	static const char *const names[] = { "undisturbed", "background-snapshot", "savevm", "wpsnap qemu save", "wpsnap qemu watch" };
+	struct bench_series rate[NR];
+	struct figures unused;
+	struct link_figures unused_links;
+	struct progress since;
+	pid_t qemu = guest_with_monitor(true, filled / 8);
+
+	for (unsigned int i = 0; i < NR; i++)
+		bench_series_init(&rate[i], "k/s", "%s: pages written", names[i]);
+	figures_init(&unused, "");
+	link_figures_init(&unused_links, "");
+	for (unsigned int i = 0; i < repeats; i++) {
+		since = progress_now();
+		usleep(1000000);
+		progress_add(&rate[UNDISTURBED], since);
+		since = progress_now();
+		by_qemu(&unused);
+		progress_add(&rate[BACKGROUND], since);
+		since = progress_now();
+		by_savevm(&unused);
+		progress_add(&rate[SAVEVM], since);
+		since = progress_now();
+		by_wpsnap_qemu(&unused_links);
+		progress_add(&rate[SAVE], since);
+		since = progress_now();
+		by_watch(&unused_links, 5);
+		progress_add(&rate[WATCH], since);
+	}
+	guest_stop(qemu);
+	bench_table("What such a guest gets done while it is saved, if it writes to %s without a pause, %u repeats", bench_bytes(filled / 8), repeats);
+	for (unsigned int i = 0; i < NR; i++)
+		bench_row(&rate[i], i ? &rate[UNDISTURBED] : NULL, NULL);
+	bench_note("each from the beginning of the command to its end; watch: a base and 5 links in all, 200 ms apart");
+}
+
+/* ---- restores ---- */
+
+static bool appears(const char *path, const char *text, pid_t pid)
+{
+	uint64_t deadline = bench_now_ns() + 120000000000u;
+
+	while (!strstr(peer_text(path), text)) {
+		if (!peer_alive(pid) || bench_now_ns() > deadline)
+			return false;
+		usleep(1000);
+	}
+	return true;
+}
+
+/* Until the guest says something, and until all is there. */
+static void by_restore(bool lazy, const char *chain, struct bench_series *first, struct bench_series *all)
+{
+	const char *argv[48] = { peer_wpsnap(), "qemu", "restore", chain };
+	unsigned int n = 4, i;
+	struct command c;
+	uint64_t t0;
+	pid_t pid;
+
+	if (lazy)
+		argv[n++] = "--lazy";
+	argv[n++] = "--";
+	guest_command(&c, "copy", true, 0);
+	for (i = 0; c.argv[i]; i++)
+		argv[n++] = c.argv[i];
+	t0 = bench_now_ns();
+	pid = peer_start("restore", argv);
+	if (!appears(c.console, ".", pid))
+		peer_fail("restore", "the guest does not run");
+	bench_series_add(first, (double)(bench_now_ns() - t0) / 1e6);
+	if (lazy && !appears(peer_path("restore.err"), "all memory of", pid))
+		peer_fail("restore", "its memory does not come");
+	bench_series_add(all, (double)(bench_now_ns() - t0) / 1e6);
+	peer_stop(pid);
+	unlink(peer_path("copy.ram"));
+}
+
+static void measure_restore(unsigned int repeats)
+{
+	const struct bench_aim fifth = { BENCH_RATIO, false, 0.2 };
+	struct bench_series first[2], all[2];
+	const char *file = peer_path("guest.wps");
+	const char *argv[] = { peer_wpsnap(), "qemu", "save", peer_path("guest.wpsnap"), "-o", file, "-q", "--assume-sole-writer", NULL };
+	pid_t qemu = guest_with_monitor(true, 0);
+	uint64_t kib;
+
+	peer_run("wpsnap-qemu", argv, &kib);
+	guest_stop(qemu);
+	bench_series_init(&first[0], "ms", "wpsnap qemu restore: the guest runs");
+	bench_series_init(&first[1], "ms", "with --lazy: the guest runs");
+	bench_series_init(&all[0], "ms", "wpsnap qemu restore: all is there");
+	bench_series_init(&all[1], "ms", "with --lazy: all is there");
+	for (unsigned int i = 0; i < repeats; i++) {
+		by_restore(false, file, &first[0], &all[0]);
+		by_restore(true, file, &first[1], &all[1]);
+	}
+	unlink(file);
+	bench_table("Restores of that guest, of %s, %s of it filled, %u repeats", bench_bytes(ram), bench_bytes(filled), repeats);
+	bench_row(&first[0], NULL, NULL);
+	bench_row(&first[1], &first[0], &fifth);
+	bench_row(&all[1], &all[0], NULL);
+	bench_note("from the start of the command to the guest's first word, which it says at most 10 ms after it runs; QEMU's own start is in it");
+}
+
 int main(void)
 {
 	unsigned int repeats = (bench_repeats(30) + 5) / 6;
@@ -393,5 +533,7 @@ int main(void)
 	filled = ram / 2;
 	measure_shared(repeats);
 	measure_private(repeats);
+	measure_busy(repeats);
+	measure_restore(repeats);
 	return 0;
 }

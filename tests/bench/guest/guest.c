@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A guest for the QEMU benchmark that is there in a second: a multiboot program without a system. It fills memory from 16 MiB up with pages of
- * different kinds, says "filled" on the debug port, and from then on changes some pages at random at every tick of the timer and
- * sleeps in between, as an idle system does.
+ * different kinds, says "filled" on the debug port, and from then on changes some pages at random at every tick of the timer, says "." and
+ * sleeps until the next, as an idle system does. A busy one changes pages without a pause, of the first MEBIBYTES only, and says "." after each 1024.
  *
- * Command line: MEBIBYTES-TO-FILL PAGES-A-TICK (100 ticks a second).
+ * Command line: MEBIBYTES-TO-FILL PAGES-A-TICK (100 ticks a second) MEBIBYTES-THAT-ARE-BUSY (0: it is idle).
  */
 #include <stdint.h>
 
@@ -115,10 +115,19 @@ static const char *arguments(const uint32_t *info)
 	return text;
 }
 
+static void change(uint32_t *memory, uint32_t pages, uint32_t nr)
+{
+	for (uint32_t i = 0; i < nr && pages; i++) {
+		uint32_t r = random_word();
+
+		memory[r % pages * (PAGE / 4) + r % 1000] = random_word();
+	}
+}
+
 __attribute__((used)) void guest_main(const uint32_t *info)
 {
 	const char *text = arguments(info);
-	uint32_t pages = number(&text) * 256, burst = number(&text);
+	uint32_t pages = number(&text) * 256, burst = number(&text), busy = number(&text) * 256;
 	uint32_t *memory = (uint32_t *)(uintptr_t)START;
 
 	for (uint32_t i = 0; i < pages; i++)
@@ -127,11 +136,9 @@ __attribute__((used)) void guest_main(const uint32_t *info)
 		outb(0xe9, (uint8_t)*c);
 	start_timer();
 	for (;;) {
-		__asm__ volatile("sti\n hlt" : : : "memory");
-		for (uint32_t i = 0; i < burst && pages; i++) {
-			uint32_t r = random_word();
-
-			memory[r % pages * (PAGE / 4) + r % 1000] = random_word();
-		}
+		if (!busy)
+			__asm__ volatile("sti\n hlt" : : : "memory");
+		change(memory, busy ? busy : pages, busy ? 1024 : burst);
+		outb(0xe9, '.');
 	}
 }
