@@ -64,9 +64,12 @@ static char *aligned(size_t len, int flags, int fd, size_t shift)
 
 	m = mmap(at, len, PROT_READ | PROT_WRITE, flags | MAP_FIXED, fd, 0);
 	assert_true(m == at);
+	/* A gap on both sides: a huge page of what is beside it would reach into it. */
+	munmap(room, (size_t)(at - room) - TP * (at > room));
+	munmap(at + len + TP, (size_t)(room + 2 * HUGE - at) - TP);
 	if (at > room)
-		munmap(room, (size_t)(at - room));
-	munmap(at + len, (size_t)(room + 2 * HUGE - at));
+		mprotect(at - TP, TP, PROT_NONE);
+	mprotect(at + len, TP, PROT_NONE);
 	return m;
 }
 
