@@ -752,11 +752,12 @@ struct wpt_lazy_options {
  * needs WPT_F_UFFD_KERNEL.
  *
  * Until all is there: the target may give memory back by madvise(2), and then finds zeros. A hole that is punched by a descriptor's fallocate(2)
- * where the memory has not come yet does not count: it comes all the same. No other process may map a shared range or write to its file, and no
- * child be forked that uses it: both would see zeros, and leave them there. Ranges must not be moved (mremap(2)). A tracker finds the ranges busy.
+ * where the memory has not come yet does not count: it comes all the same. Nobody may write to the file of a shared range or use it through another
+ * mapping, in this or another process, and no child be forked that uses a range: they would see zeros, and leave them there. Ranges must not be
+ * moved (mremap(2)). A tracker finds the ranges busy.
  *
  * The chain must stay open until after wpt_lazy_close(), and is only read by wpt_chain_read() meanwhile. Errors: -EINVAL, -ENOMEM, -EPERM,
- * -EMFILE, WPT_E_UNSUPPORTED (no userfaultfd, or before Linux 4.11), and those of wpt_tracker_attach(). Since 0.1.
+ * -EMFILE, WPT_E_UNSUPPORTED (no userfaultfd; it needs Linux 5.13), and those of wpt_tracker_attach(). Since 0.1.
  */
 WPT_API int wpt_lazy_open(struct wpt_lazy **out, struct wpt_chain *c, const struct wpt_lazy_options *o);
 
@@ -765,11 +766,15 @@ WPT_API int wpt_lazy_open(struct wpt_lazy **out, struct wpt_chain *c, const stru
  * memory, a memfd, a file on tmpfs or hugetlbfs. From here on what is missing there makes whoever touches it wait. What is there stays, and must
  * be gone when wpt_lazy_start() is called: by a hole punched in the file, or, before this call, by madvise(2). *nr_unreadable (may be NULL):
  * pages that could not be read when the snapshot was taken, and which will be zeros. Errors: -EINVAL (alignment, empty, overlaps another), -EBUSY
- * (another userfaultfd has it, or it was started), WPT_E_UNSUPPORTED (this kind of memory), WPT_E_DAMAGED, -errno of the chain, -ENOMEM.
+ * (another userfaultfd has it, or it was started), -EFAULT (not all is mapped), -EACCES (shared memory whose file can't be opened, so that nobody
+ * could tell whether it is empty), WPT_E_UNSUPPORTED (this kind of memory), WPT_E_DAMAGED, -errno of the chain, -ENOMEM.
  */
 WPT_API int wpt_lazy_add(struct wpt_lazy *l, uint64_t start, uint64_t end, uint64_t addr, uint64_t *nr_unreadable);
 
-/* Serve what is touched. Errors: -EEXIST (something is there), -EAGAIN (threads), -ENOMEM, -EBUSY (it was started). */
+/*
+ * Serve what is touched. Errors: -EEXIST (something is there; of a file of hugetlbfs: anywhere in it), -EAGAIN (threads), -ENOMEM, -EBUSY (it was
+ * started). Pages that fallocate(2) made and nobody wrote to are only seen since Linux 6.5.
+ */
 WPT_API int wpt_lazy_start(struct wpt_lazy *l);
 
 /* And bring the rest, too. Errors: -EINVAL (not started), -EAGAIN (threads), -EBUSY (it was called before). */
@@ -794,15 +799,18 @@ struct wpt_lazy_stats {
 	uint64_t bytes_faulted;    /* came because of one */
 	uint64_t nr_retries;       /* reads of the chain that failed for now */
 	uint64_t pages_collapsed;  /* pages of 4 KiB that are part of a huge one now */
-	uint64_t failing_ns;       /* for how long reading has been failing; 0: it is not */
+	uint64_t failing_ns;       /* for how long reading has been failing, or there has been no memory; 0: all is well */
+	uint64_t recovered_ns;     /* since when it has not been so any more; 0: it never was */
+	uint64_t reading_ns;       /* for how long the longest read of the chain has been under way, tries included; 0: there is none */
 };
 
-/* Errors: -EINVAL. Threads: any. */
+/* Errors: -EINVAL, WPT_E_FORKED. Threads: any. */
 WPT_API int wpt_lazy_stats(struct wpt_lazy *l, struct wpt_lazy_stats *stats);
 
 /*
- * Ends it and frees; accepts NULL. If not all is there: in the own process what is missing can't be accessed any more (PROT_NONE), in another one
- * whoever touches it waits for ever. Waits for a read of the chain that is under way.
+ * Ends it and frees; accepts NULL. If it was started and not all is there: in the own process what is missing can't be accessed any more (PROT_NONE;
+ * where there may not be so many mappings, whole ranges), in another one whoever touches it, or gives some of it back, waits for ever. Waits for a
+ * read of the chain that is under way.
  */
 WPT_API void wpt_lazy_close(struct wpt_lazy *l);
 

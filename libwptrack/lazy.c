@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "kern.h"
@@ -15,6 +16,7 @@
 #define FILL_BYTES_MIN ((uint64_t)1 << 20)
 #define SPANS_MAX 1024u
 #define ENTRIES 4096u
+#define BIG_PAGE ((uint64_t)64 << 20)
 
 /* ---- opening and closing ---- */
 
@@ -89,22 +91,44 @@ int wpt_lazy_open(struct wpt_lazy **out, struct wpt_chain *c, const struct wpt_l
 	return 0;
 }
 
-/* What is missing would be zero as soon as the userfaultfd is closed. */
-static void forbid_missing(struct wpt_lazy *l)
+/* Of [start, end) what is still registered: the target may have put something else in its place. */
+static int forbid(struct wpt_lazy *l, uint64_t start, uint64_t end)
+{
+	uint64_t at, first;
+
+	for (at = start; at < end; at += WPT_PAGE) {
+		for (first = at; at < end && wpt_kern_is_registered(l->uffd, at); at += WPT_PAGE)
+			;
+		if (first < at && mprotect((void *)(uintptr_t)first, at - first, PROT_NONE))
+			return -errno;
+	}
+	return 0;
+}
+
+/*
+ * What is missing would be zero as soon as the userfaultfd is closed. Where that takes more mappings than there may be, all of a piece goes. false:
+ * it can't be helped, and the userfaultfd must stay open.
+ */
+static bool forbid_missing(struct wpt_lazy *l)
 {
 	struct wpt_lazy_piece *p;
 	uint64_t u, first;
+	bool good = true;
 	size_t i;
+	int err;
 
 	for (i = 0; i < l->pieces.count; i++) {
 		p = wpt_vec_at(&l->pieces, struct wpt_lazy_piece, i);
-		for (u = 0; u < p->nr_units; u++) {
+		for (u = 0, err = 0; u < p->nr_units && !err; u++) {
 			for (first = u; u < p->nr_units && p->state[u] != WPT_UNIT_DONE; u++)
 				;
 			if (first < u)
-				mprotect((void *)(uintptr_t)(p->addr + first * p->unit), WPT_MIN(u * p->unit, p->len) - first * p->unit, PROT_NONE);
+				err = forbid(l, p->addr + first * p->unit, p->addr + WPT_MIN(u * p->unit, p->len));
 		}
+		if (err)
+			good &= !mprotect((void *)(uintptr_t)p->addr, p->len, PROT_NONE);
 	}
+	return good;
 }
 
 static void end_threads(struct wpt_lazy *l)
@@ -130,21 +154,23 @@ static void piece_free(struct wpt_lazy_piece *p)
 
 void wpt_lazy_close(struct wpt_lazy *l)
 {
+	bool good = true;
 	size_t i;
 
 	if (!l)
 		return;
 	if (l->target && !wpt_target_check(l->target)) {
 		end_threads(l);
-		if (wpt_target_is_self(l->target) && !l->done)
-			forbid_missing(l);
+		if (l->started && !l->done && wpt_target_is_self(l->target))
+			good = forbid_missing(l);
 		pthread_cond_destroy(&l->work);
 		pthread_cond_destroy(&l->no_copies);
 		pthread_cond_destroy(&l->copies_allowed);
 		pthread_cond_destroy(&l->finished);
 		pthread_mutex_destroy(&l->lock);
 	}
-	wpt_target_close(l->target);
+	if (good)
+		wpt_target_close(l->target);
 	wpt_fd_close(&l->end);
 	wpt_fd_close(&l->ready);
 	for (i = 0; i < l->pieces.count; i++)
@@ -193,16 +219,29 @@ static bool next_span(const struct wpt_lazy_piece *p, uint64_t gap, uint64_t *un
 	return *first < p->nr_units;
 }
 
-/* Of what is zero for long nothing needs to be told. Every span is a mapping of its own to the kernel, so there must not be too many. */
+/*
+ * Of what is zero for long nothing needs to be told. Every span is a mapping of its own to the kernel, so there must not be too many. Those of shared
+ * memory begin and end where a huge page of its file does: one that the kernel put into a gap must not reach into them.
+ */
 static uint64_t choose_gap(const struct wpt_lazy_piece *p)
 {
-	uint64_t gap = WPT_MAX(WPT_LAZY_EXTENT / p->unit, UINT64_C(1)), unit, first;
+	uint64_t gap = WPT_MAX(2 * WPT_LAZY_EXTENT / p->unit, UINT64_C(1)), unit, first;
 	uint32_t nr = SPANS_MAX + 1;
 
 	for (; nr > SPANS_MAX; gap *= 2)
 		for (unit = 0, nr = 0; nr <= SPANS_MAX && next_span(p, gap, &unit, &first);)
 			nr++;
 	return gap / 2;
+}
+
+static void widen(const struct wpt_lazy_piece *p, struct wpt_lazy_span *s)
+{
+	uint64_t before = (p->offset + (s->start - p->addr)) & (WPT_LAZY_EXTENT - 1);
+	uint64_t behind = (p->offset + (s->end - p->addr)) & (WPT_LAZY_EXTENT - 1);
+
+	s->start -= WPT_MIN(before, s->start - p->addr);
+	if (behind)
+		s->end += WPT_MIN(WPT_LAZY_EXTENT - behind, p->addr + p->len - s->end);
 }
 
 static int register_piece(struct wpt_lazy *l, const struct wpt_lazy_piece *p)
@@ -216,6 +255,8 @@ static int register_piece(struct wpt_lazy *l, const struct wpt_lazy_piece *p)
 		if (!s)
 			return -ENOMEM;
 		*s = (struct wpt_lazy_span){ p->addr + first * p->unit, p->addr + WPT_MIN(unit * p->unit, p->len) };
+		if (p->shared && !p->hugetlb)
+			widen(p, s);
 		err = wpt_kern_register_missing(l->uffd, s->start, s->end);
 		if (err)
 			l->spans.count--;
@@ -274,15 +315,18 @@ static int add_piece(struct wpt_lazy *l, const struct wpt_maps *maps, const stru
 	p->gone = calloc(p->len / WPT_PAGE / 64 + 1, sizeof(*p->gone));
 	if (!p->state || !p->gone)
 		return -ENOMEM;
+	p->shared = map->shared;
+	p->hugetlb = map->hugetlb;
+	p->offset = map->offset + (from - map->start);
 	l->buf_bytes = WPT_MAX(l->buf_bytes, p->unit);
-	err = mark_missing(l, p, nr_unreadable);
-	if (!err)
-		err = register_piece(l, p);
-	if (!err && map->shared && map->inode && !map->hugetlb) {
+	/* Before it is registered, which makes other mappings of it. */
+	if (p->shared) {
 		p->fd = wpt_target_open_file(l->target, map, maps);
-		p->offset = map->offset + (from - map->start);
+		err = p->fd < 0 ? -EACCES : 0;
 	}
-	return err;
+	if (!err)
+		err = mark_missing(l, p, nr_unreadable);
+	return err ? err : register_piece(l, p);
 }
 
 static bool overlaps(const struct wpt_lazy *l, uint64_t addr, uint64_t end)
@@ -347,44 +391,64 @@ int wpt_lazy_add(struct wpt_lazy *l, uint64_t start, uint64_t end, uint64_t addr
 
 /* ---- running ---- */
 
-/* Whether a page is there in a span, mapped or swapped out. */
-static int check_mapped(struct wpt_lazy *l, const struct wpt_lazy_span *s, uint64_t *entries)
+/* Whether a page is there, mapped or swapped out; also where the chain has zeros. */
+static int check_mapped(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t *entries)
 {
-	uint64_t at = s->start, page = (uint64_t)sysconf(_SC_PAGESIZE);
+	uint64_t at = p->addr, end = p->addr + p->len;
 	ssize_t got, i;
 
-	while (at < s->end) {
-		got = wpt_kern_entries(wpt_target_pagemap(l->target), at, entries, WPT_MIN((s->end - at) / page, (uint64_t)ENTRIES));
+	while (at < end) {
+		got = wpt_kern_entries(wpt_target_pagemap(l->target), at, entries, (size_t)WPT_MIN((end - at) / WPT_PAGE, (uint64_t)ENTRIES));
 		if (got <= 0)
 			return got ? (int)got : -WPT_E_GONE;
 		for (i = 0; i < got; i++)
 			if (entries[i] & (WPT_ENTRY_PRESENT | WPT_ENTRY_SWAPPED))
 				return -EEXIST;
-		at += (uint64_t)got * page;
+		at += (uint64_t)got * WPT_PAGE;
 	}
 	return 0;
 }
 
-/* A page of shared memory may be there and not be mapped. */
-static int check_file(struct wpt_lazy_piece *p)
+/*
+ * A page of shared memory may be there and not be mapped. SEEK_DATA does not tell of pages that fallocate() made and nobody wrote to, which
+ * cachestat() of Linux 6.5 does; and of huge pages only the file says how many there are.
+ */
+static int check_file(const struct wpt_lazy_piece *p)
 {
-	off_t data = p->fd >= 0 ? lseek(p->fd, (off_t)p->offset, SEEK_DATA) : -1;
-	bool empty = data < 0 || (uint64_t)data >= p->offset + p->len;
+	struct wpt_cachestat_range range = { p->offset, p->len };
+	struct wpt_cachestat cached;
+	struct stat st;
+	off_t data;
 
-	wpt_fd_close(&p->fd);
-	return empty ? 0 : -EEXIST;
+	if (p->fd < 0)
+		return 0;
+	if (fstat(p->fd, &st))
+		return -errno;
+	if (!st.st_blocks)
+		return 0;
+	if (p->hugetlb)
+		return -EEXIST;
+	data = lseek(p->fd, (off_t)p->offset, SEEK_DATA);
+	if (data >= 0 && (uint64_t)data < p->offset + p->len)
+		return -EEXIST;
+	if (!wpt_sys(SYS_cachestat, p->fd, &range, &cached, 0) && (cached.cache || cached.evicted))
+		return -EEXIST;
+	return 0;
 }
 
 static int check_empty(struct wpt_lazy *l)
 {
 	uint64_t *entries = wpt_vm_alloc(ENTRIES * sizeof(*entries));
+	const struct wpt_lazy_piece *p;
 	int err = entries ? 0 : -ENOMEM;
 	size_t i;
 
-	for (i = 0; i < l->spans.count && !err; i++)
-		err = check_mapped(l, wpt_vec_at(&l->spans, struct wpt_lazy_span, i), entries);
-	for (i = 0; i < l->pieces.count && !err; i++)
-		err = check_file(wpt_vec_at(&l->pieces, struct wpt_lazy_piece, i));
+	for (i = 0; i < l->pieces.count && !err; i++) {
+		p = wpt_vec_at(&l->pieces, struct wpt_lazy_piece, i);
+		err = check_mapped(l, p, entries);
+		if (!err)
+			err = check_file(p);
+	}
 	wpt_vm_free(entries, ENTRIES * sizeof(*entries));
 	return err;
 }
@@ -430,6 +494,9 @@ int wpt_lazy_start(struct wpt_lazy *l)
 		return err;
 	count_missing(l);
 	l->started = true;
+	/* Each has a buffer of that size. */
+	if (l->buf_bytes > BIG_PAGE)
+		l->o.nr_threads = l->o.nr_fill_threads = 1;
 	if (!l->left) {
 		wpt_lazy_finish(l);
 		return 0;
@@ -448,18 +515,55 @@ int wpt_lazy_fill(struct wpt_lazy *l)
 	return start_threads(l, wpt_lazy_run_filler, l->o.nr_fill_threads);
 }
 
+static int unregister_pieces(struct wpt_lazy *l, uint64_t start, uint64_t end)
+{
+	struct wpt_maps maps = { .raw = 0 };
+	const struct wpt_map *map;
+	int err, one;
+	size_t i;
+
+	err = wpt_target_maps(l->target, &maps);
+	for (i = 0; i < maps.maps.count && !err; i++) {
+		map = wpt_map_at(&maps, i);
+		if (map->start >= end || map->end <= start)
+			continue;
+		one = wpt_kern_unregister(l->uffd, WPT_MAX(start, map->start), WPT_MIN(end, map->end));
+		if (one && one != -EINVAL)
+			err = one;
+	}
+	wpt_maps_free(&maps);
+	return err;
+}
+
+int wpt_lazy_unregister(struct wpt_lazy *l, uint64_t start, uint64_t end)
+{
+	int err = wpt_kern_unregister(l->uffd, start, end);
+
+	/* In a part of it is something by now that can't be registered: that is left alone. */
+	if (err)
+		err = unregister_pieces(l, start, end);
+	/* The kernel wakes who waits before nobody can begin to wait any more: somebody may have begun in between (seen on Linux 6.18). */
+	wpt_kern_wake(l->uffd, start, end);
+	return err;
+}
+
 void wpt_lazy_finish(struct wpt_lazy *l)
 {
 	const struct wpt_lazy_span *s;
 	uint64_t one = 1;
+	int err = 0, got;
 	size_t i;
 
 	for (i = 0; i < l->spans.count; i++) {
 		s = wpt_vec_at(&l->spans, struct wpt_lazy_span, i);
-		wpt_kern_unregister(l->uffd, s->start, s->end);
+		got = wpt_lazy_unregister(l, s->start, s->end);
+		err = err ? err : got;
 	}
 	pthread_mutex_lock(&l->lock);
-	l->done = l->over = true;
+	l->done = !err;
+	l->over = true;
+	l->err = l->err ? l->err : err;
+	l->failing_since = 0;
 	wpt_sys(SYS_write, l->ready, &one, sizeof(one));
 	wpt_sys(SYS_write, l->end, &one, sizeof(one));
 	pthread_cond_broadcast(&l->work);
@@ -500,15 +604,30 @@ int wpt_lazy_fd(struct wpt_lazy *l)
 	return l->ready;
 }
 
+/* 0 only for what never was. */
+static uint64_t age(uint64_t now, uint64_t since)
+{
+	return since ? now - since + 1 : 0;
+}
+
 int wpt_lazy_stats(struct wpt_lazy *l, struct wpt_lazy_stats *stats)
 {
 	struct wpt_lazy_stats found;
+	int err = wpt_target_check(l->target);
+	uint64_t now;
+	uint32_t i;
 
+	if (err)
+		return err;
 	pthread_mutex_lock(&l->lock);
+	now = wpt_now_ns();
 	found = l->stats;
 	found.size = sizeof(found);
 	found.bytes_left = l->left;
-	found.failing_ns = l->failing_since ? wpt_now_ns() - l->failing_since : 0;
+	found.failing_ns = age(now, l->failing_since);
+	found.recovered_ns = age(now, l->recovered);
+	for (i = 0; i < l->nr_busy; i++)
+		found.reading_ns = WPT_MAX(found.reading_ns, age(now, l->busy[i]));
 	pthread_mutex_unlock(&l->lock);
 	return wpt_info_copy(stats, &found, sizeof(found), sizeof(found));
 }

@@ -40,7 +40,8 @@ struct wpt_lazy_piece {
 	uint8_t *state;        /* enum wpt_unit_state, a unit each; under the lock */
 	uint64_t *gone;        /* a bit a page of 4 KiB: given back. Changes under the lock while nr_copying is 0, is read by who copies */
 	uint64_t fill_next;    /* first unit that nobody claimed to fill; under the lock */
-	int fd;                /* of shared memory, until it is started; -1: none */
+	bool shared, hugetlb;
+	int fd;                /* of shared memory; -1: none */
 	uint64_t offset;
 };
 
@@ -73,7 +74,10 @@ struct wpt_lazy {
 	struct wpt_vec queue;  /* uint64_t: addresses of faults, taken from `queue_next` on */
 	size_t queue_next;
 	uint64_t left;         /* bytes */
-	uint64_t failing_since, failing_last;
+	uint64_t failing_since, failing_said, recovered;
+	uint64_t busy[2 * WPT_LAZY_THREADS_MAX]; /* since when threads have been reading what they put, 0: not */
+	uint32_t nr_busy;      /* slots of it that are given out */
+	bool slow_said;
 	struct wpt_lazy_stats stats;
 	pthread_t threads[2 * WPT_LAZY_THREADS_MAX + 1];
 	uint32_t nr_threads;
@@ -86,5 +90,8 @@ void *wpt_lazy_run_filler(void *arg);
 
 /* Nothing is missing any more: ends the registration. Without the lock. */
 void wpt_lazy_finish(struct wpt_lazy *l);
+
+/* Of what is registered there, whatever has come in its place since. */
+int wpt_lazy_unregister(struct wpt_lazy *l, uint64_t start, uint64_t end);
 
 #endif

@@ -14,6 +14,7 @@
 #define RETRY_NS 100000000L
 #define ALIVE_MS 200
 #define SAY_NS UINT64_C(10000000000)
+#define SLOW_NS UINT64_C(5000000000)
 
 /* ---- what went wrong ---- */
 
@@ -52,9 +53,9 @@ static bool retry(struct wpt_lazy *l, const char *what, int err)
 	if (!l->failing_since)
 		l->failing_since = now;
 	since = l->failing_since;
-	say = since == now || now - l->failing_last >= SAY_NS;
+	say = since == now || now - l->failing_said >= SAY_NS;
 	if (say)
-		l->failing_last = now;
+		l->failing_said = now;
 	l->stats.nr_retries++;
 	over = l->over;
 	pthread_mutex_unlock(&l->lock);
@@ -66,6 +67,7 @@ static bool retry(struct wpt_lazy *l, const char *what, int err)
 	return !over;
 }
 
+/* Of a thread that failed: what another one does meanwhile says nothing of that. */
 static void worked(struct wpt_lazy *l)
 {
 	uint64_t since;
@@ -73,9 +75,20 @@ static void worked(struct wpt_lazy *l)
 	pthread_mutex_lock(&l->lock);
 	since = l->failing_since;
 	l->failing_since = 0;
+	l->recovered = wpt_now_ns();
 	pthread_mutex_unlock(&l->lock);
 	if (since)
 		wpt_logf(&l->log, WPT_LOG_WARNING, "it works again after %.1f s", (double)(wpt_now_ns() - since) / 1e9);
+}
+
+static bool is_over(struct wpt_lazy *l)
+{
+	bool over;
+
+	pthread_mutex_lock(&l->lock);
+	over = l->over;
+	pthread_mutex_unlock(&l->lock);
+	return over;
 }
 
 /* ---- putting pages ---- */
@@ -108,47 +121,73 @@ static uint64_t gone_run(const struct wpt_lazy_piece *p, uint64_t at, uint64_t e
 	return WPT_MIN(i * WPT_PAGE, end) - at;
 }
 
-/* The target has unmapped it, or put something else there, which is not ours. */
-static bool is_unmapped(int64_t got)
+/*
+ * What the kernel said: bytes that are done with, 0 to try again, or an error. Nothing is registered at an address where it finds no mapping of ours:
+ * the target has unmapped it, or put something else there. Of several pages that may be true of some, or they are in several mappings; then
+ * one is tried.
+ */
+static int64_t judge(struct wpt_lazy *l, int64_t got, uint64_t len, uint64_t page, bool *failed)
 {
-	return got == -ENOENT;
-}
-
-/* What the kernel said: bytes that are done with, 0 to try again, or an error. */
-static int64_t judge(struct wpt_lazy *l, int64_t got, uint64_t len)
-{
-	if (got > 0)
+	if (got > 0) {
+		if (*failed)
+			worked(l);
+		*failed = false;
 		return got;
-	if (is_unmapped(got))
-		return (int64_t)len;
+	}
+	if (got == -ENOENT)
+		return len > page ? 0 : (int64_t)len;
 	if (got == -ESRCH)
 		return -WPT_E_GONE;
 	if (got == -EAGAIN || got == 0) {
 		sched_yield();
-		return 0;
+		/* An event that waits to be read may wait for ever now. */
+		return is_over(l) ? -ECANCELED : 0;
 	}
-	if (got == -ENOMEM || got == -ENOSPC)
+	if (got == -ENOMEM || got == -ENOSPC) {
+		*failed = true;
 		return retry(l, "no memory to restore to", (int)got) ? 0 : -ECANCELED;
+	}
 	return got;
 }
 
-static int put(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t at, const uint8_t *data, uint64_t len)
+/* A huge page is put whole: what was given back of it is zero, if not all was. While nobody reads events. */
+static bool clear_gone(const struct wpt_lazy_piece *p, uint64_t at, uint8_t *data)
 {
-	int64_t got;
-	uint64_t n;
+	uint64_t i, nr = 0;
 	bool gone;
+
+	for (i = 0; i < p->page_size; i += WPT_PAGE) {
+		gone_run(p, at + i, at + i + WPT_PAGE, &gone);
+		if (gone)
+			memset(data + i, 0, WPT_PAGE);
+		nr += gone;
+	}
+	return nr == p->page_size / WPT_PAGE;
+}
+
+static int put(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t at, uint8_t *data, uint64_t len)
+{
+	uint64_t n, most = p->page_size == WPT_PAGE ? len : p->page_size;
+	bool gone, failed = false;
+	int64_t got, done;
 
 	while (len) {
 		copy_begin(l);
-		n = gone_run(p, at, at + len, &gone);
+		n = WPT_MIN(len, most);
+		if (p->page_size == WPT_PAGE)
+			n = gone_run(p, at, at + n, &gone);
+		else
+			gone = clear_gone(p, at, data);
 		got = gone ? (int64_t)n : wpt_kern_fill(l->uffd, p->addr + at, data, n);
 		copy_end(l);
-		got = judge(l, got, n);
-		if (got < 0)
-			return (int)got;
-		at += (uint64_t)got;
-		data += got;
-		len -= (uint64_t)got;
+		done = judge(l, got, n, p->page_size, &failed);
+		if (done < 0)
+			return (int)done;
+		/* One by one, up to the next page that can be put. */
+		most = got == -ENOENT ? p->page_size : p->page_size == WPT_PAGE ? len : p->page_size;
+		at += (uint64_t)done;
+		data += done;
+		len -= (uint64_t)done;
 	}
 	return 0;
 }
@@ -163,7 +202,7 @@ static bool is_zero(const uint8_t *data, uint64_t len)
 	return true;
 }
 
-static int put_nonzero(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t at, const uint8_t *data, uint64_t len)
+static int put_nonzero(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t at, uint8_t *data, uint64_t len)
 {
 	uint64_t from, to;
 	int err;
@@ -182,6 +221,7 @@ static int put_nonzero(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint6
 
 static int put_zero(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t addr)
 {
+	bool failed = false;
 	int64_t got = 0;
 
 	while (!got) {
@@ -191,7 +231,7 @@ static int put_zero(struct wpt_lazy *l, const struct wpt_lazy_piece *p, uint64_t
 			wpt_kern_wake(l->uffd, addr, addr + p->page_size);
 			return 0;
 		}
-		got = judge(l, got, p->page_size);
+		got = judge(l, got, p->page_size, p->page_size, &failed);
 	}
 	return got < 0 ? (int)got : 0;
 }
@@ -213,7 +253,6 @@ static int read_chain(struct wpt_lazy *l, uint64_t addr, uint8_t *buf, uint64_t 
 		if (!retry(l, "the snapshot can't be read", err))
 			return -ECANCELED;
 	}
-	/* What another thread reads may be remembered, and says nothing of what failed for this one. */
 	if (failed)
 		worked(l);
 	return 0;
@@ -222,8 +261,7 @@ static int read_chain(struct wpt_lazy *l, uint64_t addr, uint8_t *buf, uint64_t 
 /* A huge page's worth of small ones is complete: nothing of it is missing, so that it need not be registered any more. */
 static void collapse(struct wpt_lazy *l, uint64_t start)
 {
-	wpt_kern_unregister(l->uffd, start, start + WPT_LAZY_EXTENT);
-	if (wpt_target_collapse(l->target, start, start + WPT_LAZY_EXTENT))
+	if (wpt_lazy_unregister(l, start, start + WPT_LAZY_EXTENT) || wpt_target_collapse(l->target, start, start + WPT_LAZY_EXTENT))
 		return;
 	pthread_mutex_lock(&l->lock);
 	l->stats.pages_collapsed += WPT_LAZY_EXTENT / WPT_PAGE;
@@ -288,13 +326,56 @@ static void complete(struct wpt_lazy *l, struct wpt_lazy_piece *p, uint64_t firs
 		wpt_lazy_finish(l);
 }
 
+/* A thread of ours and its buffer. */
+struct hand {
+	struct wpt_lazy *l;
+	uint8_t *buf;
+	uint32_t slot;
+};
+
+static int hand_open(struct hand *h, struct wpt_lazy *l)
+{
+	h->l = l;
+	h->buf = wpt_vm_alloc(l->buf_bytes);
+	pthread_mutex_lock(&l->lock);
+	h->slot = l->nr_busy++;
+	pthread_mutex_unlock(&l->lock);
+	return h->buf ? 0 : -ENOMEM;
+}
+
+static void hand_close(struct hand *h, int err)
+{
+	if (err && err != -ECANCELED)
+		fail(h->l, err);
+	wpt_vm_free(h->buf, h->l->buf_bytes);
+}
+
+static void set_busy(struct hand *h, uint64_t since)
+{
+	bool said;
+
+	pthread_mutex_lock(&h->l->lock);
+	h->l->busy[h->slot] = since;
+	said = !since && h->l->slow_said && !h->l->over;
+	h->l->slow_said &= !said;
+	if (said)
+		h->l->recovered = wpt_now_ns();
+	pthread_mutex_unlock(&h->l->lock);
+	if (said)
+		wpt_logf(&h->l->log, WPT_LOG_WARNING, "the snapshot's store answers again");
+}
+
 /* Units that this thread claimed. */
-static int bring(struct wpt_lazy *l, struct wpt_lazy_piece *p, uint64_t first, uint64_t nr, uint8_t *buf, bool faulted)
+static int bring(struct hand *h, struct wpt_lazy_piece *p, uint64_t first, uint64_t nr, bool faulted)
 {
 	uint64_t at = first * p->unit, len = unit_end(p, first + nr - 1) - at;
+	struct wpt_lazy *l = h->l;
+	uint8_t *buf = h->buf;
 	int err;
 
+	set_busy(h, wpt_now_ns());
 	err = read_chain(l, p->start + at, buf, len);
+	set_busy(h, 0);
 	if (!err)
 		err = put_nonzero(l, p, at, buf, len);
 	if (!err)
@@ -315,8 +396,9 @@ static struct wpt_lazy_piece *piece_of(struct wpt_lazy *l, uint64_t addr)
 	return NULL;
 }
 
-static int serve(struct wpt_lazy *l, uint64_t addr, uint8_t *buf)
+static int serve(struct hand *h, uint64_t addr)
 {
+	struct wpt_lazy *l = h->l;
 	struct wpt_lazy_piece *p = piece_of(l, addr);
 	enum wpt_unit_state state;
 	uint64_t unit, page;
@@ -335,7 +417,7 @@ static int serve(struct wpt_lazy *l, uint64_t addr, uint8_t *buf)
 		return 0;
 	if (state == WPT_UNIT_DONE)
 		return put_zero(l, p, page);
-	err = bring(l, p, unit, 1, buf, true);
+	err = bring(h, p, unit, 1, true);
 	/* Not put if it is zero or was given back; and then nobody was woken. */
 	return err ? err : put_zero(l, p, page);
 }
@@ -360,20 +442,18 @@ static bool next_fault(struct wpt_lazy *l, uint64_t *addr)
 void *wpt_lazy_run_server(void *arg)
 {
 	struct wpt_lazy *l = arg;
-	uint8_t *buf = wpt_vm_alloc(l->buf_bytes);
+	struct hand h;
 	uint64_t addr;
-	int err = buf ? 0 : -ENOMEM;
+	int err = hand_open(&h, l);
 
 	pthread_mutex_lock(&l->lock);
 	while (!err && next_fault(l, &addr)) {
 		pthread_mutex_unlock(&l->lock);
-		err = serve(l, addr, buf);
+		err = serve(&h, addr);
 		pthread_mutex_lock(&l->lock);
 	}
 	pthread_mutex_unlock(&l->lock);
-	if (err && err != -ECANCELED)
-		fail(l, err);
-	wpt_vm_free(buf, l->buf_bytes);
+	hand_close(&h, err);
 	return NULL;
 }
 
@@ -405,20 +485,18 @@ void *wpt_lazy_run_filler(void *arg)
 {
 	struct wpt_lazy *l = arg;
 	struct wpt_lazy_piece *p;
-	uint8_t *buf = wpt_vm_alloc(l->buf_bytes);
+	struct hand h;
 	uint64_t first, nr;
-	int err = buf ? 0 : -ENOMEM;
+	int err = hand_open(&h, l);
 
 	pthread_mutex_lock(&l->lock);
 	while (!err && claim(l, &p, &first, &nr)) {
 		pthread_mutex_unlock(&l->lock);
-		err = bring(l, p, first, nr, buf, false);
+		err = bring(&h, p, first, nr, false);
 		pthread_mutex_lock(&l->lock);
 	}
 	pthread_mutex_unlock(&l->lock);
-	if (err && err != -ECANCELED)
-		fail(l, err);
-	wpt_vm_free(buf, l->buf_bytes);
+	hand_close(&h, err);
 	return NULL;
 }
 
@@ -474,6 +552,25 @@ static int take_messages(struct wpt_lazy *l)
 	return err || got >= 0 || got == -EAGAIN || got == -EINTR ? err : (int)got;
 }
 
+/* A read that does not come back, as from a server that is away, is no error; it is said all the same. */
+static void say_slow(struct wpt_lazy *l)
+{
+	uint64_t oldest = UINT64_MAX, now = wpt_now_ns();
+	bool say;
+	uint32_t i;
+
+	pthread_mutex_lock(&l->lock);
+	for (i = 0; i < l->nr_busy; i++)
+		if (l->busy[i])
+			oldest = WPT_MIN(oldest, l->busy[i]);
+	say = oldest < now && now - oldest > SLOW_NS && !l->failing_since && !l->slow_said;
+	l->slow_said |= say;
+	pthread_mutex_unlock(&l->lock);
+	if (say)
+		wpt_logf(&l->log, WPT_LOG_WARNING, "the snapshot's store has not answered for %.0f s; what needs the memory waits",
+			 (double)(now - oldest) / 1e9);
+}
+
 void *wpt_lazy_run_reader(void *arg)
 {
 	struct wpt_lazy *l = arg;
@@ -494,6 +591,8 @@ void *wpt_lazy_run_reader(void *arg)
 			err = take_messages(l);
 		else if (n == 0)
 			err = wpt_target_alive(l->target);
+		if (n == 0)
+			say_slow(l);
 	}
 	/* Whoever gave memory back just before that was not registered any more waits until it is read. */
 	while (!err && wpt_kern_is_changing(l->uffd)) {

@@ -142,6 +142,9 @@ struct wpt_pm_scan_arg {
 #ifndef SYS_pidfd_getfd
 #define SYS_pidfd_getfd 438
 #endif
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
+#endif
 #endif
 
 #ifndef KCMP_VM
@@ -150,5 +153,18 @@ struct wpt_pm_scan_arg {
 #define WPT_KCMP_VM KCMP_VM
 #endif
 #define WPT_KCMP_FILES 2
+
+struct wpt_cachestat_range {
+	__u64 offset;
+	__u64 len;
+};
+
+struct wpt_cachestat {
+	__u64 cache;
+	__u64 dirty;
+	__u64 writeback;
+	__u64 evicted;
+	__u64 recently_evicted;
+};
 
 #endif

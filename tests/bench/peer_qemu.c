@@ -116,8 +116,8 @@ static void guest_command(struct command *c, const char *name, bool shared, uint
 {
 	const char *argv[] = {
 		"qemu-system-x86_64", "-accel", "tcg,tb-size=64", "-object", c->memory, "-machine", "q35,memory-backend=ram", "-m", c->size,
-		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", c->append, "-debugcon", c->debugcon,
-		"-qmp", c->qmp, "-qmp", c->second, "-drive", c->disk, NULL,
+		"-display", "none", "-nodefaults", "-vga", "none", "-no-reboot", "-kernel", guest_path(), "-append", c->append, "-debugcon",
+		c->debugcon, "-qmp", c->qmp, "-qmp", c->second, "-drive", c->disk, NULL,
 	};
 
 	memcpy(c->argv, argv, sizeof(argv));
@@ -442,7 +442,7 @@ static void measure_busy(unsigned int repeats)
 		progress_add(&rate[WATCH], since);
 	}
 	guest_stop(qemu);
-	bench_table("What such a guest gets done while it is saved, if it writes to %s without a pause, %u repeats", bench_bytes(filled / 8), repeats);
+	bench_table("What such a guest gets done while it is saved, writing to %s without a pause, %u repeats", bench_bytes(filled / 8), repeats);
 	for (unsigned int i = 0; i < NR; i++)
 		bench_row(&rate[i], i ? &rate[UNDISTURBED] : NULL, NULL);
 	bench_note("each from the beginning of the command to its end; watch: a base and 5 links in all, 200 ms apart");

@@ -5,7 +5,6 @@
  */
 #include "vm.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,11 +12,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -293,16 +289,24 @@ static void __attribute__((noreturn)) exec_qemu(struct restore *r, int monitor)
 	_exit(127);
 }
 
+/* What it waits for in the kernel is let go between its end and its being gone. */
+static void reap_qemu(struct restore *r, int *status)
+{
+	kill(r->pid, SIGKILL);
+	vm_lazy_close(r->lazy);
+	r->lazy = NULL;
+	waitpid(r->pid, status, 0);
+	r->pid = 0;
+}
+
 /* QEMU ended when it should not have: it has said why. */
 static int lost_qemu(struct restore *r, const char *when)
 {
 	int status;
 
 	qmp_close(&r->q);
-	if (waitpid(r->pid, &status, WNOHANG) != r->pid) {
-		kill(r->pid, SIGKILL);
-		waitpid(r->pid, &status, 0);
-	}
+	if (waitpid(r->pid, &status, WNOHANG) != r->pid)
+		reap_qemu(r, &status);
 	r->pid = 0;
 	if (WIFEXITED(status))
 		return refuse(r, "QEMU ended with exit code %d %s", WEXITSTATUS(status), when);
@@ -356,11 +360,8 @@ static int call(struct restore *r, const char *command, json_t *args, json_t **o
 static void end_qemu(struct restore *r)
 {
 	qmp_close(&r->q);
-	if (r->pid > 0) {
-		kill(r->pid, SIGKILL);
-		waitpid(r->pid, NULL, 0);
-	}
-	r->pid = 0;
+	if (r->pid > 0)
+		reap_qemu(r, NULL);
 	if (r->pidfd >= 0)
 		close(r->pidfd);
 	r->pidfd = -1;
@@ -429,112 +430,6 @@ static int check_blocks(struct restore *r, const struct vm_blocks *now)
 
 /* ---- its memory ---- */
 
-struct mapping {
-	uint64_t start, end, offset, inode;
-	dev_t dev;
-};
-
-static bool find_mapping(pid_t pid, uint64_t addr, struct mapping *m)
-{
-	char path[64], line[8192];
-	unsigned major, minor;
-	bool found = false;
-	FILE *f;
-
-	snprintf(path, sizeof(path), "/proc/%d/maps", (int)pid);
-	f = fopen(path, "re");
-	while (f && !found && fgets(line, sizeof(line), f)) {
-		found = sscanf(line, "%" SCNx64 "-%" SCNx64 " %*s %" SCNx64 " %x:%x %" SCNu64, &m->start, &m->end, &m->offset, &major, &minor,
-			       &m->inode) == 6 && m->start <= addr && addr < m->end;
-		m->dev = makedev(major, minor);
-	}
-	if (f)
-		fclose(f);
-	return found;
-}
-
-/* The descriptor by which QEMU has the mapping's file. */
-static int open_backing(pid_t pid, const struct mapping *m)
-{
-	char dir[64], path[330];
-	struct dirent *d;
-	struct stat st;
-	int fd = -1;
-	DIR *list;
-
-	snprintf(dir, sizeof(dir), "/proc/%d/fd", (int)pid);
-	list = opendir(dir);
-	while (list && fd < 0 && (d = readdir(list))) {
-		snprintf(path, sizeof(path), "%s/%s", dir, d->d_name);
-		if (stat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_ino == m->inode && st.st_dev == m->dev)
-			fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	if (list)
-		closedir(list);
-	if (fd < 0) {
-		snprintf(path, sizeof(path), "/proc/%d/map_files/%" PRIx64 "-%" PRIx64, (int)pid, m->start, m->end);
-		fd = open(path, O_RDWR | O_CLOEXEC);
-	}
-	return fd;
-}
-
-/* Another process that has it mapped: the machine that the snapshot is of, which runs. 0: nobody. */
-static pid_t find_user(pid_t own, const struct mapping *m)
-{
-	char path[300], line[8192];
-	unsigned major, minor;
-	struct dirent *d;
-	uint64_t inode;
-	pid_t user = 0;
-	FILE *f;
-	DIR *dir;
-
-	dir = opendir("/proc");
-	while (dir && !user && (d = readdir(dir))) {
-		if (d->d_name[0] < '0' || d->d_name[0] > '9' || atoi(d->d_name) == own)
-			continue;
-		snprintf(path, sizeof(path), "/proc/%s/maps", d->d_name);
-		f = fopen(path, "re");
-		while (f && !user && fgets(line, sizeof(line), f))
-			if (sscanf(line, "%*x-%*x %*s %*x %x:%x %" SCNu64, &major, &minor, &inode) == 3 && inode == m->inode &&
-			    makedev(major, minor) == m->dev)
-				user = (pid_t)atoi(d->d_name);
-		if (f)
-			fclose(f);
-	}
-	if (dir)
-		closedir(dir);
-	return user;
-}
-
-/* A file that was there before has somebody else's memory in it, and QEMU has put its firmware into the guest's already. */
-static int clear_block(struct restore *r, const struct vm_block *b)
-{
-	uint64_t at, len;
-	struct mapping m;
-	pid_t user;
-	int fd, err = 0;
-
-	for (at = b->start; at < b->start + b->size && !err; at += len) {
-		if (!find_mapping(r->pid, at, &m))
-			return refuse(r, "the memory '%s' is not mapped by QEMU", b->id);
-		len = (m.end < b->start + b->size ? m.end : b->start + b->size) - at;
-		user = m.inode ? find_user(r->pid, &m) : 0;
-		if (user)
-			return refuse(r, "process %d has the file of the memory '%s' mapped; end it, or give QEMU another file", (int)user, b->id);
-		fd = open_backing(r->pid, &m);
-		if (fd < 0)
-			return report(-errno, "run wpsnap as root", "%s: the file of the memory '%s' can't be opened", r->o->cmd->name, b->id);
-		if (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(m.offset + (at - m.start)), (off_t)len))
-			err = -errno;
-		close(fd);
-	}
-	if (err)
-		return report(err, "use a file on a tmpfs, or -object memory-backend-memfd", "%s: the memory '%s' can't be cleared", r->o->cmd->name,
-			      b->id);
-	return EXIT_OK;
-}
-
 static int fill_block(struct restore *r, int mem, const struct vm_block *from, const struct vm_block *to)
 {
 	struct progress p;
@@ -575,7 +470,7 @@ static int fill_now(struct restore *r, const struct vm_blocks *now)
 	for (i = 0; i < r->saved.blocks.nr && !code; i++) {
 		b = &r->saved.blocks.v[i];
 		to = block_now(now, b->id);
-		code = clear_block(r, to);
+		code = vm_clear_block(r->o, r->pid, to);
 		if (!code)
 			code = fill_block(r, mem, b, to);
 	}
@@ -618,7 +513,7 @@ static int fill_lazily(struct restore *r, const struct vm_blocks *now)
 		b = &r->saved.blocks.v[i];
 		code = vm_lazy_add(r->lazy, b, block_now(now, b->id));
 		if (!code)
-			code = clear_block(r, block_now(now, b->id));
+			code = vm_clear_block(r->o, r->pid, block_now(now, b->id));
 	}
 	if (!code)
 		code = vm_lazy_start(r->lazy);

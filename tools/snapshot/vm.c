@@ -711,8 +711,8 @@ static int learn(struct vm *vm)
 	int err;
 
 	err = find_process(vm);
-	if (!err)
-		vm_lazy_await(vm->o, vm->pid);
+	if (!err && vm_lazy_await(vm->o, vm->pid) < 0)
+		err = vm_fail(vm, -ECANCELED, "ended by a signal");
 	if (!err)
 		err = read_version(vm);
 	if (!err)
@@ -742,7 +742,7 @@ int vm_open(struct vm *vm, const struct opts *o, const char *path)
 	vm->state_fd = -1;
 	err = qmp_open(&vm->q, path);
 	/* It does not answer while it waits for memory. */
-	if ((err == -ETIME || err == -ETIMEDOUT) && vm_lazy_await(o, o->pid ? o->pid : vm->q.peer))
+	if ((err == -ETIME || err == -ETIMEDOUT) && vm_lazy_await(o, o->pid ? o->pid : vm->q.peer) > 0)
 		err = qmp_open(&vm->q, path);
 	if (err)
 		return explain_connect(vm, err);

@@ -153,6 +153,11 @@ int vm_images_revert(struct vm_images *im);
 void vm_images_undo(struct vm_images *im);
 void vm_images_close(struct vm_images *im);
 
+/* ---- vm_clear.c ---- */
+
+/* Empties the block's file, if no other process than QEMU has it mapped. Prints what went wrong, and returns an exit code. */
+int vm_clear_block(const struct opts *o, pid_t pid, const struct vm_block *b);
+
 /* ---- vm_lazy.c: memory that comes while the guest runs ---- */
 
 struct vm_lazy;
@@ -171,8 +176,8 @@ uint64_t vm_lazy_left(const struct vm_lazy *v);
 bool vm_lazy_fails(const struct vm_lazy *v);
 /* QEMU's process must have ended if not all is there. Accepts NULL. */
 void vm_lazy_close(struct vm_lazy *v);
-/* Waits for a wpsnap that restores the machine, whose memory nobody else can track till then. Whether there was one. */
-bool vm_lazy_await(const struct opts *o, pid_t pid);
+/* Waits for a wpsnap that restores the machine, whose memory nobody else can track till then. 1: there was one; -ECANCELED: a signal came. */
+int vm_lazy_await(const struct opts *o, pid_t pid);
 
 /* ---- vm_guard.c: a process that outlives wpsnap and lets the guest go on ---- */
 

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -26,6 +27,8 @@
 
 #define LAZY_NAME "wpsnap-lazy"
 #define ASK_US 20000
+#define SLOW_NS UINT64_C(1000000000)
+#define RECOVERY_NS UINT64_C(10000000000)
 
 struct vm_lazy {
 	const struct opts *o;
@@ -39,20 +42,21 @@ struct vm_lazy {
 
 static void __attribute__((noreturn)) keeper_main(int told, int qemu)
 {
-	struct pollfd wait = { .fd = 3, .events = POLLIN };
+	struct pollfd wait = { .events = POLLIN };
 	sigset_t all;
-	char word;
+	char word = 'r';
 
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	setsid();
 	prctl(PR_SET_NAME, "wpsnap-keeper");
-	/* The two by numbers of their own, and no other: locks of chains and ends of pipes are held by descriptors. */
-	told = dup2(told, 200);
-	qemu = dup2(qemu, 201);
-	dup2(told, 3);
-	dup2(qemu, 4);
+	/* The two, and no other: locks of chains and ends of pipes are held by descriptors. */
+	told = fcntl(told, F_DUPFD, 5);
+	qemu = fcntl(qemu, F_DUPFD, 5);
+	if (told < 0 || qemu < 0 || dup2(told, 3) != 3 || dup2(qemu, 4) != 4 || write(3, &word, 1) != 1)
+		_exit(1);
 	syscall(SYS_close_range, 5u, ~0u, 0);
+	wait.fd = 3;
 	while (poll(&wait, 1, -1) < 0 && errno == EINTR)
 		;
 	if (read(3, &word, 1) != 1)
@@ -62,18 +66,24 @@ static void __attribute__((noreturn)) keeper_main(int told, int qemu)
 
 static int keeper_start(struct vm_lazy *v, int pidfd)
 {
-	int fds[2], err;
+	char word;
+	int fds[2], err = 0;
 
-	if (pipe2(fds, O_CLOEXEC))
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds))
 		return -errno;
 	v->keeper = fork();
 	if (v->keeper == 0) {
 		close(fds[1]);
 		keeper_main(fds[0], pidfd);
 	}
-	err = -errno;
+	if (v->keeper < 0)
+		err = -errno;
 	close(fds[0]);
-	if (v->keeper < 0) {
+	if (!err && read(fds[1], &word, 1) != 1) {
+		waitpid(v->keeper, NULL, 0);
+		err = -EMFILE;
+	}
+	if (err) {
 		close(fds[1]);
 		v->keeper = 0;
 		return err;
@@ -86,7 +96,7 @@ static void keeper_end(struct vm_lazy *v)
 {
 	if (!v->keeper)
 		return;
-	while (write(v->hold, "e", 1) < 0 && errno == EINTR)
+	while (send(v->hold, "e", 1, MSG_NOSIGNAL) < 0 && errno == EINTR)
 		;
 	close(v->hold);
 	while (waitpid(v->keeper, NULL, 0) < 0 && errno == EINTR)
@@ -107,7 +117,7 @@ static void say(void *arg, enum wpt_log_level level, const char *message)
 static const char *next_lazy(int err)
 {
 	if (err == -WPT_E_UNSUPPORTED || err == -EINVAL)
-		return "lazy restores need memory of a memfd, a tmpfs or hugetlbfs, whole huge pages, and Linux 4.11; without --lazy it works";
+		return "lazy restores need memory of a memfd, a tmpfs or hugetlbfs, whole huge pages, and Linux 5.13; without --lazy it works";
 	return err == -EEXIST ? "somebody else writes to its file" : next_attach(err);
 }
 
@@ -182,7 +192,8 @@ bool vm_lazy_fails(const struct vm_lazy *v)
 {
 	struct wpt_lazy_stats s = { .size = sizeof(s) };
 
-	return !wpt_lazy_stats(v->l, &s) && s.failing_ns;
+	/* A store that is away may also just not answer; and when all is well again it takes QEMU a while to get on. */
+	return !wpt_lazy_stats(v->l, &s) && (s.failing_ns || s.reading_ns > SLOW_NS || (s.recovered_ns && s.recovered_ns < RECOVERY_NS));
 }
 
 int vm_lazy_result(struct vm_lazy *v)
@@ -238,14 +249,28 @@ static pid_t restorer_of(pid_t pid)
 	return parent;
 }
 
-bool vm_lazy_await(const struct opts *o, pid_t pid)
+/* Signals may be blocked, for somebody who reads them later. */
+static bool is_asked_to_end(void)
+{
+	sigset_t pending;
+
+	sigpending(&pending);
+	return interrupt_asked() || sigismember(&pending, SIGINT) || sigismember(&pending, SIGTERM);
+}
+
+int vm_lazy_await(const struct opts *o, pid_t pid)
 {
 	pid_t restorer = pid > 0 ? restorer_of(pid) : 0;
 
-	if (restorer && !o->quiet)
+	if (!restorer)
+		return 0;
+	if (!o->quiet)
 		complain("%s: process %d still restores the machine's memory; a snapshot can be taken when all is there, and is then", o->cmd->name,
 			 (int)restorer);
-	while (restorer && restorer_of(pid) == restorer)
+	while (restorer_of(pid) == restorer) {
+		if (is_asked_to_end())
+			return -ECANCELED;
 		usleep(ASK_US);
-	return restorer;
+	}
+	return 1;
 }
