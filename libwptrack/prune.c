@@ -172,6 +172,29 @@ static int look(struct prune *k)
 
 /* ---- what is to be done ---- */
 
+/*
+ * `p` is a parent of a link that stays. Its own copy stays beside a file of somebody's that is full: that one was not read, and may go at any time.
+ * Returns the copy whose parents are needed next, NULL if nothing was changed.
+ */
+static const struct wpt_place *keep_copies(struct prune *k, const struct wpt_place *p)
+{
+	const struct wpt_place *next = NULL, *q;
+	uint32_t i = wpt_locate_id(&k->l, identity(p)->link_id);
+
+	if (*action_of(k, p) == WPT_PRUNE_FOREIGN) {
+		*action_of(k, p) = WPT_PRUNE_NEEDED;
+		next = p;
+	}
+	while ((q = same_link(k, p, &i))) {
+		if (*action_of(k, q) != WPT_PRUNE_REMOVE)
+			continue;
+		*action_of(k, q) = WPT_PRUNE_NEEDED;
+		if (!next || is_full(next))
+			next = q;
+	}
+	return next;
+}
+
 /* What the links that stay need, down to full ones, stays. */
 static void keep_needed(struct prune *k)
 {
@@ -182,11 +205,10 @@ static void keep_needed(struct prune *k)
 		p = &k->l.places[i];
 		if (k->actions[i] == WPT_PRUNE_REMOVE || strcmp(p->name, k->cut_name) == 0)
 			continue;
-		while (!is_full(p)) {
+		while (p && !is_full(p)) {
 			p = wpt_locate_parent(&k->l, p);
-			if (!p || *action_of(k, p) != WPT_PRUNE_REMOVE)
-				break;
-			*action_of(k, p) = WPT_PRUNE_NEEDED;
+			if (p)
+				p = keep_copies(k, p);
 		}
 	}
 }

@@ -402,6 +402,75 @@ static void a_copy_of_a_link_keeps_its_parents(void **state)
 	history_close(h);
 }
 
+static void merge_to(const char *chain, const char *name)
+{
+	struct wpt_merge_options o = { .size = sizeof(o), .nr_threads = 1 };
+	struct wpt_chain *c;
+
+	assert_int_equal(wpt_chain_open(&c, chain), 0);
+	assert_int_equal(wpt_chain_merge(c, in_dir(name), &o), 0);
+	wpt_chain_close(c);
+}
+
+static void flip(const char *name, off_t at)
+{
+	int fd = open(in_dir(name), O_RDWR);
+	uint8_t byte;
+
+	assert_int_equal(pread(fd, &byte, 1, at), 1);
+	byte ^= 0x10;
+	assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+	close(fd);
+}
+
+/* Somebody's full file of a link stands in for it as long as it is there and good, and nobody is to be told to remove it. */
+static void a_merged_file_of_somebody_replaces_no_link(void **state)
+{
+	struct history *h = history(37, 9), *fork = fork_of(37, 6);
+	struct told t = { 0 };
+	struct wpt_prune_options o = { .size = sizeof(o), .keep = 2, .each = on_link, .arg = &t };
+	uint32_t named, i;
+
+	(void)state;
+	history_add(fork, false);
+	for (named = 0; named < 2; named++) {
+		clear_dir();
+		put_all(h);
+		put_link(named ? "mine.wps" : NULL, &fork->links[6]);
+		merge_to(suffixed("@5"), "m.wps");
+		flip("m.wps", 5000);
+		t.nr = 0;
+		assert_int_equal(wpt_chain_prune(dir, &o, NULL), 0);
+		for (i = 0; i < t.nr; i++)
+			assert_int_equal(t.actions[i], t.sequences[i] < 6 ? WPT_PRUNE_NEEDED : t.sequences[i] == 6 ? WPT_PRUNE_REMOVE :
+						       t.sequences[i] == 7 ? WPT_PRUNE_MERGE : WPT_PRUNE_KEEP);
+		for (i = 0; i < 6; i++)
+			assert_true(is_there(&h->links[i]));
+		assert_false(is_there(&h->links[6]));
+		assert_points(h, 7);
+		assert_int_equal(unlink(in_dir("m.wps")), 0);
+		assert_opens(in_dir(named ? "mine.wps" : name_of(&fork->links[6])), &fork->links[6]);
+		/* And if it is all that there is of the link. */
+		clear_dir();
+		for (i = 0; i < 5; i++)
+			put_link(NULL, &h->links[i]);
+		put_link("old.wps", &h->links[5]);
+		merge_to(in_dir("old.wps"), "m.wps");
+		assert_int_equal(unlink(in_dir("old.wps")), 0);
+		for (i = 6; i < 9; i++)
+			put_link(NULL, &h->links[i]);
+		put_link(named ? "mine.wps" : NULL, &fork->links[6]);
+		t.nr = 0;
+		assert_int_equal(wpt_chain_prune(dir, &o, NULL), 0);
+		assert_int_equal(t.sequences[t.nr - 4], 5);
+		assert_int_equal(t.actions[t.nr - 4], WPT_PRUNE_NEEDED);
+		assert_points(h, 7);
+		assert_opens(in_dir(named ? "mine.wps" : name_of(&fork->links[6])), &fork->links[6]);
+	}
+	history_close(h);
+	history_close(fork);
+}
+
 static void what_can_not_be_read_may_need_it(void **state)
 {
 	struct history *h = history(35, 6), *fork = fork_of(35, 3);
@@ -1020,6 +1089,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(another_chain_stays, setup, teardown),
 		cmocka_unit_test_setup_teardown(files_by_other_names_are_never_removed, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_copy_of_a_link_keeps_its_parents, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_merged_file_of_somebody_replaces_no_link, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_can_not_be_read_may_need_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(damage_is_not_merged, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_a_prune_left_is_removed_by_the_next, setup, teardown),
