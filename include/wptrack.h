@@ -675,7 +675,8 @@ struct wpt_prune_stats {
  * a full link (see wpt_chain_merge()) in the place of its file, and those before it are removed. Sequence numbers and ids stay what they are. What
  * another link in the folder needs is not removed, nor are links of other chains and branches. The full link is checked against the chain
  * before anything is replaced; whenever this process or the machine dies, all links that are kept can be restored as they could before, and the next
- * call removes what is left over. It needs room for the full link beside all others. A file of links can't be pruned: merge it to another.
+ * call removes what is left over. The full link gets the owner, the group and the mode of the file that it replaces; if that can't be, nothing is
+ * done (-EPERM). It needs room for the full link beside all others. A file of links can't be pruned: merge it to another.
  * Returns 0, also if there was nothing to do. Errors: -ENOTDIR (not a folder), -EINVAL, WPT_E_LOCKED (a writer has it open, see
  * wpt_writer_prune()), -ENOSPC and other -errno, WPT_E_DAMAGED and what else wpt_chain_open() gives, -ECANCELED; before the first link was removed
  * nothing is changed then. `stats` may be NULL. Cost: reads the links up to the oldest that is kept, writes that as a full one and reads it

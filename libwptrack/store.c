@@ -233,11 +233,27 @@ static int publish(struct file_sink *f)
 	return rc;
 }
 
+/* Who may read the file that is replaced may read this one. */
+static int inherit(struct file_sink *f)
+{
+	struct stat old, st;
+
+	if (fstatat(f->dir_fd, f->name, &old, AT_SYMLINK_NOFOLLOW))
+		return errno == ENOENT ? 0 : -errno;
+	if (fstat(f->fd, &st))
+		return -errno;
+	if ((st.st_uid != old.st_uid || st.st_gid != old.st_gid) && fchown(f->fd, old.st_uid, old.st_gid))
+		return -errno;
+	return fchmod(f->fd, old.st_mode & 0777) ? -errno : 0;
+}
+
 static int file_commit(struct wpt_sink *s)
 {
 	struct file_sink *f = (struct file_sink *)s;
 	int rc = file_check(f);
 
+	if (!rc && f->replace)
+		rc = inherit(f);
 	if (rc)
 		return rc;
 	if (f->sync)
@@ -738,6 +754,19 @@ static int lock_fd(int fd)
 	return 0;
 }
 
+/* Whoever owns the folder is to be able to lock it, too: not that being so is no error, as in a folder of a group. */
+static int open_lock(int dir_fd, const struct stat *dir)
+{
+	const int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK;
+	int fd = openat(dir_fd, ".lock", flags | O_CREAT | O_EXCL, 0600);
+
+	if (fd < 0)
+		return errno == EEXIST ? openat(dir_fd, ".lock", flags | O_CREAT, 0600) : -1;
+	if (dir->st_uid != geteuid() && fchown(fd, dir->st_uid, dir->st_gid))
+		errno = 0;
+	return fd;
+}
+
 int wpt_store_lock(int fd)
 {
 	struct stat st;
@@ -747,7 +776,7 @@ int wpt_store_lock(int fd)
 		return -errno;
 	if (!S_ISDIR(st.st_mode))
 		return lock_fd(fd);
-	rc = openat(fd, ".lock", O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK, 0600);
+	rc = open_lock(fd, &st);
 	if (rc < 0)
 		return -errno;
 	/* Never one of the standard descriptors, and never 0, which says that the lock is on `fd` itself. */

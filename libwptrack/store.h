@@ -21,8 +21,8 @@ struct wpt_sink {
 /* A link in a folder: a temporary name in the folder, fsync, RENAME_NOREPLACE to `name`, fsync of the folder. */
 int wpt_sink_folder(struct wpt_sink **out, int dir_fd, const char *name, bool sync);
 /*
- * As wpt_sink_folder(), but a file of that name is replaced. When all is written and durable, `check` is called with the temporary name: an error
- * of it is the commit's, and nothing is replaced.
+ * As wpt_sink_folder(), but a file of that name is replaced, whose owner, group and mode the new one gets. When all is written and durable, `check`
+ * is called with the temporary name: an error of it is the commit's, and nothing is replaced.
  */
 int wpt_sink_replace(struct wpt_sink **out, int dir_fd, const char *name, bool sync,
 		     int (*check)(void *arg, int dir_fd, const char *temp), void *arg);
@@ -51,7 +51,7 @@ int wpt_source_file(struct wpt_source **out, int dir_fd, const char *path);
 int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
 
 /*
- * One writer per chain, or -WPT_E_LOCKED. A folder: flock on its `.lock` (created 0600); returns a descriptor > 0, close it to release;
+ * One writer per chain, or -WPT_E_LOCKED. A folder: flock on its `.lock` (created 0600, the folder's owner's); returns a descriptor > 0, close it to release;
  * temporary files of dead writers are removed. A file: flock on `fd` itself, which lasts until it is closed; returns 0.
  */
 int wpt_store_lock(int fd);

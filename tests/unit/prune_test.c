@@ -471,6 +471,38 @@ static void a_merged_file_of_somebody_replaces_no_link(void **state)
 	history_close(fork);
 }
 
+/* The file that takes a link's name can be read by whom the link could be read. */
+static void a_merged_link_keeps_its_owner_and_mode(void **state)
+{
+	static const mode_t modes[] = { 0600, 0640, 0444, 0664 };
+	struct history *h = history(38, 6);
+	uid_t owner = getuid() ? getuid() : 65534;
+	gid_t group = getuid() ? getgid() : 65533;
+	struct stat st;
+	uint32_t i;
+
+	(void)state;
+	for (i = 0; i < WPT_ARRAY_SIZE(modes); i++) {
+		clear_dir();
+		put_all(h);
+		assert_int_equal(chown(dir, owner, group), 0);
+		assert_int_equal(chown(in_dir(name_of(&h->links[4])), owner, group), 0);
+		assert_int_equal(chmod(in_dir(name_of(&h->links[4])), modes[i]), 0);
+		assert_int_equal(prune(2), 0);
+		assert_int_equal(stats.nr_merged, 5);
+		assert_int_equal(stat(in_dir(name_of(&h->links[4])), &st), 0);
+		assert_int_equal(st.st_uid, owner);
+		assert_int_equal(st.st_gid, group);
+		assert_int_equal(st.st_mode & 07777, modes[i]);
+		/* The folder's owner can lock it after us. */
+		assert_int_equal(stat(in_dir(".lock"), &st), 0);
+		assert_int_equal(st.st_uid, owner);
+		assert_int_equal(st.st_gid, group);
+		assert_int_equal(st.st_mode & 07777, 0600);
+	}
+	history_close(h);
+}
+
 static void what_can_not_be_read_may_need_it(void **state)
 {
 	struct history *h = history(35, 6), *fork = fork_of(35, 3);
@@ -942,7 +974,7 @@ static void a_system_call_that_fails_costs_nothing(void **state)
 	static const struct {
 		long nr;
 		int err;
-	} calls[] = { { SYS_fsync, EIO }, { SYS_renameat, EIO }, { SYS_unlinkat, EPERM }, { SYS_write, ENOSPC } };
+	} calls[] = { { SYS_fsync, EIO }, { SYS_fchmod, EPERM }, { SYS_renameat, EIO }, { SYS_unlinkat, EPERM }, { SYS_write, ENOSPC } };
 	struct history *h = history(80, 7);
 	uint32_t i, hidden;
 	int status;
@@ -1090,6 +1122,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(files_by_other_names_are_never_removed, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_copy_of_a_link_keeps_its_parents, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_merged_file_of_somebody_replaces_no_link, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_merged_link_keeps_its_owner_and_mode, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_can_not_be_read_may_need_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(damage_is_not_merged, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_a_prune_left_is_removed_by_the_next, setup, teardown),
