@@ -326,6 +326,8 @@ int wpt_fmt_head_decode(const uint8_t *bytes, size_t len, struct wpt_fmt_head *h
 		return -WPT_E_FEATURE;
 	if (!(h->flags & WPT_FMT_FULL) && memcmp(h->identity.parent_id, zero_id, 16) == 0)
 		return -WPT_E_DAMAGED;
+	if (h->flags & WPT_FMT_MERGED && !(h->flags & WPT_FMT_FULL))
+		return -WPT_E_DAMAGED;
 	if (h->flags & WPT_FMT_ORIGIN && !origin_decode(bytes + 132, end, &h->origin))
 		return -WPT_E_DAMAGED;
 	return 0;

@@ -228,7 +228,7 @@ static void plan(struct prune *k)
 	for (i = 0; i <= k->cut; i++)
 		*action_of(k, k->line[i]) = WPT_PRUNE_KEEP;
 	/* All that is there can be kept; what has lost its parents is what a prune that did not end has left, or somebody took them away. */
-	if (k->nr_points <= k->o.keep && !(cut->link.head.flags & WPT_FMT_MERGED))
+	if (k->nr_points <= k->o.keep && !(is_full(cut) && cut->link.head.flags & WPT_FMT_MERGED))
 		return;
 	for (; i < k->nr_line; i++) {
 		at = wpt_locate_id(&k->l, identity(k->line[i])->link_id);
@@ -245,9 +245,9 @@ static bool pays(const struct prune *k)
 
 	if (!(k->o.flags & WPT_PRUNE_LAZY) || !k->merge || k->nr_points - k->o.keep >= WPT_MAX(k->o.keep, LAZY_LINKS))
 		return true;
-	for (i = k->cut; !is_full(k->line[i]); i++)
+	for (i = k->cut; i < k->nr_line && !is_full(k->line[i]); i++)
 		bytes += length(k->line[i]);
-	return bytes >= length(k->line[i]) / 2;
+	return i == k->nr_line || bytes >= length(k->line[i]) / 2;
 }
 
 static void count(struct prune *k)
@@ -276,7 +276,7 @@ static void count(struct prune *k)
 		return;
 	*action_of(k, k->line[k->cut]) = WPT_PRUNE_MERGE;
 	k->stats.bytes_removed += length(k->line[k->cut]);
-	for (i = k->cut; !is_full(k->line[i]); i++)
+	for (i = k->cut; i + 1 < k->nr_line && !is_full(k->line[i]); i++)
 		;
 	k->stats.nr_merged = i - k->cut + 1;
 }

@@ -882,7 +882,7 @@ static void circle_name(char *name, uint32_t i)
 	strcpy(name, ".wps");
 }
 
-/* Merged links carry digests that can't be recomputed, so each can be its parent's parent. */
+/* To open a chain no digest is recomputed, so each link can say to be its parent's parent. */
 static void parents_in_a_circle_are_refused(void **state)
 {
 	char folder[] = "/tmp/wpt-forged-XXXXXX", path[128];
@@ -901,7 +901,7 @@ static void parents_in_a_circle_are_refused(void **state)
 			char name[64];
 
 			forge_open(&f);
-			f.head.flags = WPT_FMT_MERGED;
+			f.head.flags = 0;
 			f.head.identity.sequence = 5 + i;
 			f.head.identity.link_id[0] = (uint8_t)i;
 			memcpy(f.head.identity.parent_id, f.head.identity.link_id, 16);

@@ -687,6 +687,19 @@ static void head_of_the_future_is_refused_as_such(void **state)
 	assert_int_equal(wpt_fmt_head_decode(bytes, len, &got), 0);
 }
 
+static void a_merged_link_that_is_not_full_is_refused(void **state)
+{
+	struct wpt_fmt_head h = head_sample(WPT_FMT_MERGED), got;
+	uint8_t bytes[WPT_FMT_HEAD_MAX];
+	size_t len = wpt_fmt_head_encode(&h, bytes);
+
+	(void)state;
+	assert_int_equal(wpt_fmt_head_decode(bytes, len, &got), -WPT_E_DAMAGED);
+	h = head_sample(WPT_FMT_MERGED | WPT_FMT_ORIGIN);
+	len = wpt_fmt_head_encode(&h, bytes);
+	assert_int_equal(wpt_fmt_head_decode(bytes, len, &got), -WPT_E_DAMAGED);
+}
+
 static void unknown_part_flags_and_root_flags_are_refused(void **state)
 {
 	const struct sample *s = samples();
@@ -1049,6 +1062,7 @@ int main(void)
 		cmocka_unit_test(blocks_of_another_tag_are_not_taken),
 		cmocka_unit_test(forged_blocks_give_errors_or_sound_values),
 		cmocka_unit_test(head_of_the_future_is_refused_as_such),
+		cmocka_unit_test(a_merged_link_that_is_not_full_is_refused),
 		cmocka_unit_test(unknown_part_flags_and_root_flags_are_refused),
 		cmocka_unit_test(impossible_runs_are_refused),
 		cmocka_unit_test(frames_are_told_by_their_first_bytes),
