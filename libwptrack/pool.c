@@ -101,9 +101,10 @@ static void make_room(struct wpt_pool *p)
 	}
 }
 
-static bool is_same(const struct wpt_source *a, const struct wpt_source *b)
+/* A file to which links are appended grows. */
+static bool is_still(const struct wpt_source *was, const struct wpt_source *is)
 {
-	return a->dev == b->dev && a->ino == b->ino && a->size == b->size;
+	return is->dev == was->dev && is->ino == was->ino && is->size >= was->size;
 }
 
 static int ensure_open(struct wpt_pool *p, struct pooled *f)
@@ -119,7 +120,7 @@ static int ensure_open(struct wpt_pool *p, struct pooled *f)
 		return rc;
 	p->nr_open++;
 	/* Another file has the name by now, as of a link that became full: what is known of the first does not hold for it. */
-	if (f->known && !is_same(&f->source, f->file)) {
+	if (f->known && !is_still(&f->source, f->file)) {
 		file_close(p, f);
 		return -WPT_E_CHAIN;
 	}

@@ -304,6 +304,35 @@ static void a_link_that_goes_away_is_not_a_chain_that_never_was(void **state)
 	history_close(h);
 }
 
+/* Files to which a writer appends, and that were closed meanwhile for want of descriptors. */
+static void a_file_that_grows_is_still_the_same(void **state)
+{
+	struct history *h = history(13, 60);
+	struct rlimit limit, few;
+	struct wpt_chain *c;
+	char what[128], name[32];
+	uint32_t i;
+
+	(void)state;
+	for (i = 0; i < h->nr; i++) {
+		snprintf(name, sizeof(name), "mine-%u.wps", i / 2);
+		put_link(name, &h->links[i]);
+	}
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	few = limit;
+	few.rlim_cur = 40;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+	assert_int_equal(wpt_chain_open(&c, in_dir("mine-29.wps")), 0);
+	for (i = 0; i < h->nr; i += 2) {
+		snprintf(name, sizeof(name), "mine-%u.wps", i / 2);
+		put(name, h->links[i].bytes, h->links[i].len / 2);
+	}
+	assert_int_equal(sample_check(c, h->links[h->nr - 1].shows, what), 0);
+	wpt_chain_close(c);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	history_close(h);
+}
+
 static void names_find_ranges(void **state)
 {
 	struct history *h = history(10, 1);
@@ -380,6 +409,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(damage_before_a_torn_tail_is_not_part_of_it, setup, teardown),
 		cmocka_unit_test_setup_teardown(more_links_than_descriptors, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_link_that_goes_away_is_not_a_chain_that_never_was, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_file_that_grows_is_still_the_same, setup, teardown),
 		cmocka_unit_test_setup_teardown(names_find_ranges, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_folder_that_can_not_be_listed_is_not_empty, setup, teardown),
 	};
