@@ -590,6 +590,18 @@ int wpt_locate(struct wpt_locator *l, const char *chain)
 	return S_ISREG(st.st_mode) ? locate_file(l) : -WPT_E_NOT_SNAPSHOT;
 }
 
+int wpt_locate_folder(const char *chain)
+{
+	struct wpt_locator l = { 0 };
+	int rc = split_suffix(&l, chain);
+	int fd = rc ? -1 : open(l.path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	if (!rc)
+		rc = fd < 0 ? -errno : fd;
+	wpt_locate_close(&l);
+	return rc;
+}
+
 int wpt_locate_at(struct wpt_locator *l, int dir_fd, const char *name)
 {
 	struct wpt_source *source;

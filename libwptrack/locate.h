@@ -38,6 +38,8 @@ struct wpt_locator {
 
 int wpt_locate(struct wpt_locator *l, const char *chain);
 int wpt_locate_memory(struct wpt_locator *l, const void *data, size_t len);
+/* Opens the folder that `chain` names, which is not looked into: a descriptor. */
+int wpt_locate_folder(const char *chain);
 /* The file `name` of a folder by itself. */
 int wpt_locate_at(struct wpt_locator *l, int dir_fd, const char *name);
 /* Folder: also what nothing needs so far, of all files by other names. */

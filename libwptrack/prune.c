@@ -27,6 +27,7 @@
 
 struct prune {
 	const struct wpt_prune_params *p;
+	int dir_fd;                     /* of the folder that is locked; -1: none is, nothing is to be done */
 	struct wpt_prune_options o;
 	struct wpt_merge_options mo;
 	struct wpt_prune_stats stats;
@@ -151,10 +152,10 @@ static int look(struct prune *k)
 
 	if (!rc && !k->l.folder)
 		rc = -ENOTDIR;
-	if (!rc && k->p->dir_fd >= 0 && (fstat(k->p->dir_fd, &a) || fstat(wpt_pool_dir(k->l.pool), &b)))
+	if (!rc && k->dir_fd >= 0 && (fstat(k->dir_fd, &a) || fstat(wpt_pool_dir(k->l.pool), &b)))
 		rc = -errno;
-	/* The lock that the caller has is of another folder, if this one was moved. */
-	if (!rc && k->p->dir_fd >= 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino))
+	/* The lock is of another folder, if one was moved. */
+	if (!rc && k->dir_fd >= 0 && (a.st_dev != b.st_dev || a.st_ino != b.st_ino))
 		rc = -ENOENT;
 	if (!rc)
 		rc = wpt_locate_others(&k->l);
@@ -458,21 +459,19 @@ static int prune_locked(struct prune *k)
 	return rc;
 }
 
-/* Locks the folder; temporary files that a prune left which was killed go by that. */
-static int lock_folder(const char *chain)
+/* Locks the folder, which is open for as long as that; temporary files that a prune left which was killed go by that. */
+static int lock_folder(struct prune *k, int *lock)
 {
-	struct wpt_locator l = { 0 };
-	int rc = wpt_locate(&l, chain);
-
-	if (!rc)
-		rc = l.folder ? wpt_store_lock(wpt_pool_dir(l.pool)) : -ENOTDIR;
-	wpt_locate_close(&l);
-	return rc;
+	k->dir_fd = wpt_locate_folder(k->p->chain);
+	if (k->dir_fd < 0)
+		return k->dir_fd;
+	*lock = wpt_store_lock(k->dir_fd);
+	return WPT_MIN(*lock, 0);
 }
 
 int wpt_prune(const struct wpt_prune_params *p, const struct wpt_prune_options *options, struct wpt_prune_stats *stats)
 {
-	struct prune k = { .p = p, .stats.size = sizeof(k.stats) };
+	struct prune k = { .p = p, .dir_fd = p->dir_fd, .stats.size = sizeof(k.stats) };
 	int lock = -1, rc = wpt_options_copy(&k.o, sizeof(k.o), options, sizeof(k.o));
 
 	if (!rc && stats && stats->size < sizeof(*stats))
@@ -484,11 +483,13 @@ int wpt_prune(const struct wpt_prune_params *p, const struct wpt_prune_options *
 	if (!rc)
 		rc = wpt_merge_options_copy(&k.mo, &(struct wpt_merge_options){ k.mo.size, k.mo.level, k.mo.nr_threads, k.mo.progress, k.mo.arg });
 	if (!rc && p->dir_fd < 0 && !(k.o.flags & WPT_PRUNE_DRY_RUN))
-		rc = lock = lock_folder(p->chain);
-	if (rc >= 0)
+		rc = lock_folder(&k, &lock);
+	if (!rc)
 		rc = prune_locked(&k);
 	if (lock >= 0)
 		close(lock);
+	if (k.dir_fd >= 0 && k.dir_fd != p->dir_fd)
+		close(k.dir_fd);
 	if (!rc && stats)
 		rc = wpt_info_copy(stats, &k.stats, sizeof(k.stats), sizeof(k.stats));
 	return rc;

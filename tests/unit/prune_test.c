@@ -1074,6 +1074,140 @@ static void a_full_link_that_is_not_what_was_written_replaces_nothing(void **sta
 	history_close(h);
 }
 
+/* It is said before all that lies in the folder is listed. */
+static void a_locked_folder_is_not_listed(void **state)
+{
+	struct history *h = history(83, 5);
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), lock = wpt_store_lock(fd), status;
+	pid_t pid;
+
+	(void)state;
+	put_all(h);
+	assert_true(lock > 0);
+	pid = fork();
+	if (!pid)
+		_exit(deny(SYS_getdents64, EIO) ? CHILD_CANT : prune(2) == -WPT_E_LOCKED ? CHILD_OK : CHILD_FAILED);
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	close(lock);
+	close(fd);
+	history_close(h);
+	if (WIFEXITED(status) && WEXITSTATUS(status) == CHILD_CANT) {
+		print_message("missing: seccomp filters\n");
+		skip();
+	}
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), CHILD_OK);
+}
+
+static void prune_and_miss(int keep)
+{
+	_exit(prune((uint32_t)keep) == -ENOENT ? CHILD_OK : CHILD_FAILED);
+}
+
+/* The folder is moved when it was locked, and another has its name, which is not locked. */
+static void only_the_folder_that_is_locked_is_pruned(void **state)
+{
+	struct history *h = history(84, 5);
+	struct __ptrace_syscall_info info;
+	const struct wpt_prune_params p = { .chain = dir, .sync = true };
+	struct wpt_prune_params by_fd;
+	struct wpt_prune_options o = { .size = sizeof(o), .keep = 2, .nr_threads = 1 };
+	char moved[sizeof(dir) + 8], command[2 * sizeof(moved)];
+	int status, locks = 0, fd;
+	bool done = false;
+	pid_t pid;
+
+	(void)state;
+	put_all(h);
+	snprintf(moved, sizeof(moved), "%s-moved", dir);
+	pid = traced_child(prune_and_miss, 2);
+	while (!ptrace(PTRACE_SYSCALL, pid, NULL, NULL) && waitpid(pid, &status, 0) == pid && WIFSTOPPED(status)) {
+		if (ptrace(PTRACE_GET_SYSCALL_INFO, pid, (void *)sizeof(info), &info) < 0) {
+			kill(pid, SIGKILL);
+			waitpid(pid, &status, 0);
+			history_close(h);
+			print_message("missing: PTRACE_GET_SYSCALL_INFO\n");
+			skip();
+		}
+		if (info.op == PTRACE_SYSCALL_INFO_ENTRY && info.entry.nr == SYS_flock)
+			locks++;
+		if (info.op != PTRACE_SYSCALL_INFO_EXIT || !locks || done)
+			continue;
+		done = true;
+		assert_int_equal(rename(dir, moved), 0);
+		assert_int_equal(mkdir(dir, 0700), 0);
+		put_all(h);
+	}
+	assert_true(done && WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), CHILD_OK);
+	assert_files(5);
+	assert_points(h, 0);
+	/* And with a descriptor of the caller's. */
+	by_fd = p;
+	by_fd.dir_fd = fd = open(moved, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	assert_int_equal(wpt_prune(&by_fd, &o, NULL), -ENOENT);
+	assert_files(5);
+	close(fd);
+	by_fd.dir_fd = fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	assert_int_equal(wpt_prune(&by_fd, &o, NULL), 0);
+	assert_files(2);
+	close(fd);
+	snprintf(command, sizeof(command), "rm -rf %s", moved);
+	assert_int_equal(system(command), 0);
+	history_close(h);
+}
+
+static uint32_t syncs, failing_sync;
+
+/* In the place of libc's. */
+int fsync(int fd)
+{
+	if (++syncs != failing_sync)
+		return (int)syscall(SYS_fsync, fd);
+	errno = EIO;
+	return -1;
+}
+
+/* It fails once: before the full link has its name nothing is changed, after it all that is kept is there; and it is said each time. */
+static void every_fsync_counts(void **state)
+{
+	struct history *h = history(85, 7);
+	uint32_t i, n, hidden, again;
+	int rc;
+
+	(void)state;
+	/* One of the file, one for its name, and one for each link that goes; when there is a full link already, it and its name are made durable again. */
+	for (again = 0; again < 2; again++) {
+		for (n = 1; n <= 8; n++) {
+			clear_dir();
+			put_all(h);
+			if (again) {
+				assert_int_equal(prune_fast(2), 0);
+				for (i = 0; i < 5; i++)
+					put_link(NULL, &h->links[i]);
+			}
+			syncs = 0;
+			failing_sync = n;
+			rc = prune(2);
+			failing_sync = 0;
+			if (n == 8) {
+				assert_int_equal(rc, 0);
+				assert_int_equal(syncs, 7);
+				continue;
+			}
+			assert_int_equal(rc, -EIO);
+			assert_int_equal(syncs, n);
+			assert_int_equal(count_files(&hidden), n <= 2 ? 7 : 7 - (n - 2));
+			assert_int_equal(hidden, 0);
+			assert_points(h, n > 1 || again ? 5 : 0);
+			assert_int_equal(prune(2), 0);
+			assert_files(2);
+			assert_points(h, 5);
+		}
+	}
+	history_close(h);
+}
+
 /* fsync of the full link, its name, fsync of the folder; and only then the first link goes, each followed by an fsync. */
 static void nothing_goes_before_the_full_link_is_durable(void **state)
 {
@@ -1137,6 +1271,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(an_open_chain_shows_what_it_showed_or_says_so, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_system_call_that_fails_costs_nothing, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_full_link_that_is_not_what_was_written_replaces_nothing, setup, teardown),
+		cmocka_unit_test_setup_teardown(a_locked_folder_is_not_listed, setup, teardown),
+		cmocka_unit_test_setup_teardown(only_the_folder_that_is_locked_is_pruned, setup, teardown),
+		cmocka_unit_test_setup_teardown(every_fsync_counts, setup, teardown),
 		cmocka_unit_test_setup_teardown(nothing_goes_before_the_full_link_is_durable, setup, teardown),
 	};
 
