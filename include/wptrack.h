@@ -327,7 +327,7 @@ struct wpt_writer;
 
 enum wpt_writer_flags {
 	WPT_WRITER_NEW = 1u << 0,       /* start a new chain in a folder that holds another target's chain (which stays) */
-	WPT_WRITER_NO_SYNC = 1u << 1,   /* do not fsync; for tests and for stores that are thrown away */
+	WPT_WRITER_NO_SYNC = 1u << 1,   /* do not fsync links; for tests and for stores that are thrown away */
 	WPT_WRITER_CMDLINE = 1u << 2,   /* store the target's command line */
 	/*
 	 * Give the target its huge pages back. A write of 4 KiB to a transparent huge page that is protected splits it, and the kernel does
@@ -686,7 +686,8 @@ WPT_API int wpt_chain_prune(const char *chain, const struct wpt_prune_options *o
 
 /*
  * As wpt_chain_prune(), of the chain in a folder that `w` writes, between two links. Errors: as there, but WPT_E_LOCKED; -EINVAL: `w` does not
- * write to a folder; -ENOENT: there is no link yet; WPT_E_FORKED. Threads: one per writer. Since 0.1.
+ * write to a folder; -ENOENT: there is no link yet; WPT_E_FORKED. What it writes is durable before anything is
+ * removed, with WPT_WRITER_NO_SYNC, too. The folder may have been moved since it was opened. Threads: one per writer. Since 0.1.
  */
 WPT_API int wpt_writer_prune(struct wpt_writer *w, const struct wpt_prune_options *o, struct wpt_prune_stats *stats);
 

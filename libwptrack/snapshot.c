@@ -294,8 +294,8 @@ void wpt_writer_close(struct wpt_writer *w)
 
 int wpt_writer_prune(struct wpt_writer *w, const struct wpt_prune_options *o, struct wpt_prune_stats *stats)
 {
-	struct wpt_prune_params p = { .sync = !(w->o.flags & WPT_WRITER_NO_SYNC), .dir_fd = w->dir, .level = w->o.level };
-	char *chain, id[33];
+	struct wpt_prune_params p = { .sync = true, .dir_fd = w->dir, .level = w->o.level };
+	char chain[64], id[33];
 	int err = wpt_tracker_check(w->t);
 
 	if (err)
@@ -305,12 +305,10 @@ int wpt_writer_prune(struct wpt_writer *w, const struct wpt_prune_options *o, st
 	if (!w->has_tip)
 		return -ENOENT;
 	hex(id, w->tip.link_id, 16);
-	if (asprintf(&chain, "%s@id:%s", w->path, id) < 0)
-		return -ENOMEM;
+	/* The folder that was opened, wherever it is by now. */
+	snprintf(chain, sizeof(chain), "/proc/self/fd/%d@id:%s", w->dir, id);
 	p.chain = chain;
-	err = wpt_prune(&p, o, stats);
-	free(chain);
-	return err;
+	return wpt_prune(&p, o, stats);
 }
 
 /* ---- taking ---- */

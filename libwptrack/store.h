@@ -51,8 +51,8 @@ int wpt_source_file(struct wpt_source **out, int dir_fd, const char *path);
 int wpt_source_memory(struct wpt_source **out, const void *data, size_t len);
 
 /*
- * One writer per chain, or -WPT_E_LOCKED. A folder: flock on its `.lock` (created 0600, the folder's owner's); returns a descriptor > 0, close it to release;
- * temporary files of dead writers are removed. A file: flock on `fd` itself, which lasts until it is closed; returns 0.
+ * One writer per chain, or -WPT_E_LOCKED. A folder: flock on its `.lock` (created 0600, the folder's owner's); returns a descriptor > 0, close it to
+ * release; temporary files of dead writers are removed. A file: flock on `fd` itself, which lasts until it is closed; returns 0.
  */
 int wpt_store_lock(int fd);
 

@@ -1176,7 +1176,7 @@ static void every_fsync_counts(void **state)
 	int rc;
 
 	(void)state;
-	/* One of the file, one for its name, and one for each link that goes; when there is a full link already, it and its name are made durable again. */
+	/* One of the file, one for its name, and one for each link that goes; a full link that is there already is made durable again. */
 	for (again = 0; again < 2; again++) {
 		for (n = 1; n <= 8; n++) {
 			clear_dir();
