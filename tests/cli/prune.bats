@@ -348,6 +348,44 @@ points()
 	"$WPSNAP" verify -q small/dir
 }
 
+@test "watch --keep where a link does not fit: older ones go, also before it pays" {
+	need_root
+	mkdir small
+	mount -t tmpfs -o size=8m none small 2>/dev/null || skip "needs to mount a tmpfs"
+	MOUNTED=$T/small
+	target_start 256 16
+	tell fill 1
+	watch_start watch "$TARGET" -o small/dir --every 0 --keep 1
+	watch_ready
+	# a full link of it would be small
+	tell zap 0 256
+	kill -USR1 "$WATCH"
+	watch_line
+	[[ $LINE == "link 1 SIGUSR1: "* ]]
+	[ -e small/dir/0000000000-* ]
+	dd if=/dev/zero of=small/full bs=4k status=none 2>/dev/null || :
+	truncate -s -$((512 * 1024)) small/full
+	tell fill 2
+	kill -USR1 "$WATCH"
+	watch_line
+	[[ $LINE == 'prune: 1 links kept, from 1 on, 1 removed, '* ]]
+	grep -qF 'No space left on device' watch.err
+	kill -USR1 "$WATCH"
+	watch_line
+	[[ $LINE == "link 2 SIGUSR1: "* ]]
+	watch_end
+	"$WPSNAP" verify -q small/dir
+}
+
+@test "qemu watch --keep --with-disks: it is said that the disks' snapshots stay" {
+	try "$WPSNAP" qemu watch nobody.sock -o dir --keep 2 --with-disks
+	exits 1
+	grep -qF 'the snapshots of disks stay when their links go: delete them with qemu-img snapshot -d' err
+	try "$WPSNAP" qemu watch nobody.sock -o dir --keep 2
+	exits 1
+	! grep -qF 'snapshots of disks stay' err
+}
+
 @test "run --keep" {
 	try "$WPSNAP" run -o dir --every 10ms --keep 2 -- sh -c 'i=0; while [ $i -lt 60 ]; do i=$((i + 1)); a="$a $i"; sleep 0.01; done'
 	exits 0

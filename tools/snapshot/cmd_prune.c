@@ -188,7 +188,12 @@ void session_prune(struct session *s)
 	struct wpt_prune_stats st = { .size = sizeof(st) };
 	int err;
 
-	if (!s->o->keep || s->last || (s->prune_wait && s->prune_wait--))
+	/* Where there is no room for a link it makes some, also before it pays. */
+	if (s->last == -ENOSPC || s->last == -EDQUOT)
+		po.flags = 0;
+	else if (s->last)
+		return;
+	if (!s->o->keep || (s->prune_wait && s->prune_wait--))
 		return;
 	po.keep = s->o->keep;
 	po.nr_threads = s->o->nr_threads;

@@ -273,6 +273,8 @@ int cmd_qemu_watch(const struct opts *o)
 
 	if (o->nr_args > 1 && o->pid)
 		return usage_error(o->cmd, "--pid is of one machine; watch the others apart");
+	if (o->keep && o->with_disks && !o->quiet)
+		complain("%s: the snapshots of disks stay when their links go: delete them with qemu-img snapshot -d", o->cmd->name);
 	code = watch_open(&w, o);
 	if (!code)
 		code = watch_loop(&w);
