@@ -653,7 +653,10 @@ struct wpt_prune_options {
 	int level;             /* of the full link, as in wpt_writer_options */
 	uint32_t nr_threads;   /* that merge; 0: one per CPU, at most 8 */
 	wpt_progress *progress;
-	/* Called once for every link of the chain before anything is done, the oldest first. Non-zero ends it, and is returned. */
+	/*
+	 * Called once for every link of the chain before anything is done, the oldest first; of those that are too old for each file that has it.
+	 * Non-zero ends it, and is returned.
+	 */
 	int (*each)(void *arg, const struct wpt_prune_link *link);
 	void *arg;             /* of both */
 };

@@ -282,23 +282,27 @@ static void count(struct prune *k)
 	k->stats.nr_merged = i - k->cut + 1;
 }
 
+static int tell_one(struct prune *k, const struct wpt_place *p)
+{
+	struct wpt_prune_link info = { .size = sizeof(info), .sequence = identity(p)->sequence, .action = *action_of(k, p), .length = length(p) };
+
+	hex(info.id, identity(p)->link_id);
+	snprintf(info.file, sizeof(info.file), "%s", p->name);
+	return k->o.each(k->o.arg, &info);
+}
+
+/* Of links that are too old all copies, of the others the one. */
 static int tell(struct prune *k)
 {
-	struct wpt_prune_link info = { .size = sizeof(info) };
 	const struct wpt_place *p;
-	uint32_t i;
+	uint32_t i, at;
 	int rc = 0;
 
 	for (i = k->nr_line; i-- && k->o.each && !rc;) {
-		p = k->line[i];
-		if (!*action_of(k, p))
-			continue;
-		info.sequence = identity(p)->sequence;
-		hex(info.id, identity(p)->link_id);
-		snprintf(info.file, sizeof(info.file), "%s", p->name);
-		info.action = *action_of(k, p);
-		info.length = length(p);
-		rc = k->o.each(k->o.arg, &info);
+		at = wpt_locate_id(&k->l, identity(k->line[i])->link_id);
+		while (!rc && (p = same_link(k, k->line[i], &at)))
+			if (*action_of(k, p))
+				rc = tell_one(k, p);
 	}
 	return rc;
 }

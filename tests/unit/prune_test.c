@@ -441,6 +441,8 @@ static void a_merged_file_of_somebody_replaces_no_link(void **state)
 		flip("m.wps", 5000);
 		t.nr = 0;
 		assert_int_equal(wpt_chain_prune(dir, &o, NULL), 0);
+		/* Both files of link 5 are told. */
+		assert_int_equal(t.nr, 10);
 		for (i = 0; i < t.nr; i++)
 			assert_int_equal(t.actions[i], t.sequences[i] < 6 ? WPT_PRUNE_NEEDED : t.sequences[i] == 6 ? WPT_PRUNE_REMOVE :
 						       t.sequences[i] == 7 ? WPT_PRUNE_MERGE : WPT_PRUNE_KEEP);
