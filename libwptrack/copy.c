@@ -8,7 +8,6 @@
 #include "sys.h"
 
 #define MOMENTS 20u
-#define SCATTERED_BYTES ((uint64_t)1 << 20)
 
 int wpt_copy_open(struct wpt_copy *c, struct wpt_tracker *t)
 {
@@ -742,7 +741,7 @@ static int copy_span(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return copy_file(c, start, end);
 }
 
-/* Written pages of an exact area: few and scattered, so holes of the file are not looked for but read as the zeros they are. All count as dirty. */
+/* Written pages of an exact area: few and scattered, so holes of the file are not looked for but read as the zeros they are. */
 static int copy_written(struct wpt_copy *c, uint64_t start, uint64_t end)
 {
 	uint64_t dirty = c->pages_dirty + (end - start) / WPT_PAGE;
@@ -752,7 +751,7 @@ static int copy_written(struct wpt_copy *c, uint64_t start, uint64_t end)
 		err = copy_anon(c, start, end);
 	else
 		err = !has_file(c) ? add_mapped(c, start, end) : emit_of(c->area)(c, start, end);
-	c->pages_dirty = dirty;
+	c->pages_dirty = dirty; /* those that are gone included */
 	return err;
 }
 
@@ -774,45 +773,6 @@ static int copy_told(struct wpt_copy *c, uint64_t start, uint64_t end)
 	return err;
 }
 
-/*
- * Written pages of shared memory, in a pass that need not look for holes: finding where data ends takes the kernel a look at every page of it. A hole
- * is read as the zeros that it is; long ones are skipped.
- */
-static int copy_scattered(struct wpt_copy *c, uint64_t start, uint64_t end)
-{
-	const struct wpt_area *a = c->area;
-	uint64_t at = start, stop, dirty = c->pages_dirty + (end - start) / WPT_PAGE;
-	off_t data = 0;
-	int err = 0;
-
-	for (; at < end && !err; at = stop) {
-		if (end - start >= SCATTERED_BYTES)
-			data = seek_data(c, (off_t)(a->offset + (at - a->start)));
-		stop = data <= (off_t)a->offset ? at : a->start + WPT_ALIGN_DOWN((uint64_t)data - a->offset, WPT_PAGE);
-		if (stop > at)
-			err = add_hole(c, at, WPT_MIN(stop, end));
-		at = WPT_MAX(at, WPT_MIN(stop, end));
-		stop = WPT_MIN(end, at + SCATTERED_BYTES);
-		if (!err && at < stop)
-			err = emit_shared(c, at, stop);
-	}
-	c->pages_dirty = dirty;
-	return err;
-}
-
-static int copy_taken(struct wpt_copy *c, uint64_t start, uint64_t end)
-{
-	return (c->area->exact ? copy_written : c->area->told ? copy_told : copy_scattered)(c, start, end);
-}
-
-static bool is_scattered(const struct wpt_copy *c)
-{
-	const struct wpt_area *a = c->area;
-
-	return c->holes_seen && !c->later && !c->check_torn && c->t->backend == WPT_BACKEND_ASYNC && a->kind == WPT_KIND_SHMEM &&
-	       a->reason == WPT_REASON_NONE && has_file(c);
-}
-
 /* Nothing is looked at but what is written or must be compared. */
 static int copy_listed(struct wpt_copy *c)
 {
@@ -824,7 +784,7 @@ static int copy_listed(struct wpt_copy *c)
 		unknown = wpt_tracker_next_unknown(c->t, at, a->end, &unknown_end);
 		taken = wpt_ledger_next_taken(c->t->ledger, at, unknown, &taken_end);
 		if (taken < unknown) {
-			err = copy_taken(c, taken, taken_end);
+			err = a->exact ? copy_written(c, taken, taken_end) : copy_told(c, taken, taken_end);
 			at = taken_end;
 		} else if (unknown < a->end) {
 			err = copy_span(c, unknown, unknown_end);
@@ -842,7 +802,7 @@ static int copy_area(struct wpt_copy *c)
 	int err;
 
 	c->populated = 0;
-	if (a->exact || a->told || is_scattered(c))
+	if (a->exact || a->told)
 		return copy_listed(c);
 	err = copy_span(c, a->start, a->end);
 	/* Where nearly everything is populated, looks may leave markers in the rest. */
@@ -894,6 +854,5 @@ int wpt_copy_run(struct wpt_copy *c)
 		err = flush_all(c);
 	if (!err)
 		err = batch_submit(c);
-	c->holes_seen |= !err;
 	return err == -ESRCH ? -WPT_E_GONE : err;
 }

@@ -29,7 +29,6 @@ struct wpt_copy {
 
 	struct wpt_batch *batch;
 	struct wpt_area *area;
-	bool holes_seen;        /* a pass of this link went through the holes of files; what was punched since is dirty */
 	uint64_t populated;     /* bytes of the area, as far as it was looked at whole */
 	int err;
 	struct wpt_piece pieces[WPT_BATCH_PAGES]; /* to be read through the mapping */

@@ -187,9 +187,6 @@ plant 'rounds: what is gone is not told' collect.c \
 plant 'rounds: staged copies are written to after they were given away' copy.c \
 	's/\tc->staging = false;\n\tc->spilled/\tc->spilled/' \
 	rounds_test '*little*' "$wrong|damaged|FAILED"
-plant 'rounds: holes that are found after the first round are left out' copy.c \
-	's/(if \(stop > at\)\n\t\t\terr = )add_hole\(c, at, WPT_MIN\(stop, end\)\)/${1}0/' \
-	rounds_test 'own_process*' 'FAILED'
 plant 'lazy: what is in several mappings is taken for unmapped' lazy_serve.c \
 	's/return len > page \? 0 : \(int64_t\)len;/return (int64_t)len;/' \
 	lazy_test 'mappings_that_change' 'FAILED'
