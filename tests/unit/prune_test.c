@@ -26,6 +26,16 @@
 #define SYS_renameat SYS_renameat2
 #endif
 
+/* Under the sanitizers, too, each of a thousand children takes its time. */
+static bool is_slow(void)
+{
+#ifdef __SANITIZE_ADDRESS__
+	return true;
+#else
+	return getenv("WPT_QUICK");
+#endif
+}
+
 static struct wpt_prune_stats stats;
 
 static int prune_flags(const char *chain, uint32_t keep, uint32_t flags)
@@ -722,7 +732,7 @@ static uint64_t listing(void)
 
 static void killed_at_every_system_call_all_that_is_kept_can_be_opened(void **state)
 {
-	uint32_t step = getenv("WPT_QUICK") ? 37 : 1, points = 0, before = 0, between = 0, hidden, n, i, with_temp = 0;
+	uint32_t step = is_slow() ? 37 : 1, points = 0, before = 0, between = 0, hidden, n, i, with_temp = 0;
 	bool was_killed, changed;
 	uint64_t was;
 
@@ -829,7 +839,7 @@ static bool overtaken_at(uint32_t n, uint32_t keep)
 
 static void a_reader_that_is_overtaken_reads_what_it_asked_for(void **state)
 {
-	uint32_t step = getenv("WPT_QUICK") ? 29 : 1, way, n;
+	uint32_t step = is_slow() ? 29 : 1, way, n;
 
 	(void)state;
 	killed = history(72, 6);
